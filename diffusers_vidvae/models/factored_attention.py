@@ -1,0 +1,250 @@
+r"""The space-time block that `FrameSelectVAE` and `GapDiT` are built of.
+
+Attention over the frames of one token position, then over the tokens of one frame, each followed by an MLP, as in
+https://github.com/floatingtrees/dynamic-frame-compression/blob/2150c20/layers.py.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from torch import nn
+
+
+ROPE_TYPES = ("raster", "axial")
+
+# shift, scale and gate for each of the four sub-layers of a block
+NUM_MODULATIONS = 12
+
+
+class RotaryEmbedding(nn.Module):
+    r"""Cosines and sines of rotary positions (https://arxiv.org/abs/2104.09864) for a grid of tokens.
+
+    Args:
+        head_dim: Channels of one attention head; a multiple of 2, of 4 for `"axial"`.
+        rope_type: `"raster"` numbers the tokens row by row and rotates by that one number; `"axial"` rotates one half
+            of the channels by the row and the other half by the column.
+        base: Wavelength base; frequencies run from 1 down to `1 / base`.
+    """
+
+    def __init__(self, head_dim: int, rope_type: str = "raster", base: float = 10000.0):
+        super().__init__()
+        if rope_type not in ROPE_TYPES:
+            raise ValueError(f"`rope_type` must be one of {ROPE_TYPES}, got {rope_type!r}.")
+        divisor = 2 if rope_type == "raster" else 4
+        if head_dim % divisor:
+            raise ValueError(f"`head_dim` must be a multiple of {divisor} for {rope_type} positions, got {head_dim}.")
+        self.head_dim = head_dim
+        self.rope_type = rope_type
+        self.base = base
+
+    def forward(self, height: int, width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns cosines and sines, float32, each of shape `(height * width, head_dim)`."""
+        if self.rope_type == "raster":
+            angles = self._angles(torch.arange(height * width, device=device), self.head_dim)  # (N, head_dim / 2)
+        else:
+            row_angles = self._angles(torch.arange(height, device=device), self.head_dim // 2)
+            column_angles = self._angles(torch.arange(width, device=device), self.head_dim // 2)
+            row_angles = row_angles[:, None].expand(-1, width, -1)
+            column_angles = column_angles[None].expand(height, -1, -1)
+            angles = torch.cat([row_angles, column_angles], dim=-1).flatten(0, 1)  # (N, head_dim / 2)
+        angles = torch.cat([angles, angles], dim=-1)  # (N, head_dim)
+        return angles.cos(), angles.sin()
+
+    def _angles(self, positions: torch.Tensor, channels: int) -> torch.Tensor:
+        exponents = torch.arange(0, channels, 2, dtype=torch.float32, device=positions.device) / channels
+        return positions.float()[:, None] * self.base**-exponents
+
+
+def apply_rotary(hidden_states: torch.Tensor, rotary_emb: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Rotates `(batch, tokens, heads, head_dim)` by half-split pairs: channel i with channel i + head_dim / 2."""
+    cos, sin = (table[None, :, None].to(hidden_states.dtype) for table in rotary_emb)  # (1, N, 1, head_dim)
+    first, second = hidden_states.chunk(2, dim=-1)
+    return hidden_states * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+class FactoredAttnProcessor:
+    """Attention of `FactoredAttention` through diffusers' attention backends."""
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __call__(
+        self,
+        attn: FactoredAttention,
+        hidden_states: torch.Tensor,
+        rotary_emb: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if attn.fused_projections:
+            query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+        else:
+            query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+
+        query, key, value = (states.unflatten(-1, (attn.heads, -1)) for states in (query, key, value))
+        query = apply_rotary(attn.norm_q(query), rotary_emb)  # (batch, tokens, heads, head_dim)
+        key = apply_rotary(attn.norm_k(key), rotary_emb)
+
+        hidden_states = dispatch_attention_fn(
+            query,
+            key,
+            value,
+            attn_mask=attention_mask,
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config if attn.splits_tokens else None,
+        )
+        hidden_states = hidden_states.flatten(2, 3).to(query.dtype)  # (batch, tokens, heads * head_dim)
+        return attn.to_out[1](attn.to_out[0](hidden_states))
+
+
+class FactoredAttention(nn.Module, AttentionModuleMixin):
+    r"""Multi-head self-attention with rotary positions and a layer norm on each head's queries and keys.
+
+    Args:
+        dim: Width of the tokens.
+        heads: Number of heads.
+        dim_head: Channels of one head.
+        splits_tokens: Whether context parallelism may split the tokens attended over. Frames are never split.
+    """
+
+    _default_processor_cls = FactoredAttnProcessor
+    _available_processors = [FactoredAttnProcessor]
+
+    def __init__(self, dim: int, heads: int, dim_head: int, splits_tokens: bool):
+        super().__init__()
+        self.heads = heads
+        self.use_bias = True
+        self.is_cross_attention = False
+        self.splits_tokens = splits_tokens
+
+        inner_dim = heads * dim_head
+        self.to_q = nn.Linear(dim, inner_dim)
+        self.to_k = nn.Linear(dim, inner_dim)
+        self.to_v = nn.Linear(dim, inner_dim)
+        self.norm_q = nn.LayerNorm(dim_head, eps=1e-6, bias=False)
+        self.norm_k = nn.LayerNorm(dim_head, eps=1e-6, bias=False)
+        self.to_out = nn.ModuleList([nn.Linear(inner_dim, dim), nn.Dropout(0.0)])
+        self.set_processor(self._default_processor_cls())
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        rotary_emb: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        return self.processor(self, hidden_states, rotary_emb, attention_mask)
+
+
+class FactoredFeedForward(nn.Module):
+    """Linear, SiLU, Linear."""
+
+    def __init__(self, dim: int, inner_dim: int):
+        super().__init__()
+        self.linear_1 = nn.Linear(dim, inner_dim)
+        self.linear_2 = nn.Linear(inner_dim, dim)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.linear_2(F.silu(self.linear_1(hidden_states)))
+
+
+class FactoredAttentionBlock(nn.Module):
+    r"""Temporal attention, temporal MLP, spatial attention, spatial MLP, each pre-normed and residual.
+
+    Args:
+        dim: Width of the tokens.
+        num_attention_heads: Number of heads of both attentions.
+        attention_head_dim: Channels of one head.
+        ff_inner_dim: Inner width of both MLPs.
+        adaptive: Whether every sub-layer is shifted, scaled and gated by a modulation given to `forward`
+            (adaLN-single, https://arxiv.org/abs/2310.00426); such a block starts as the identity.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_attention_heads: int,
+        attention_head_dim: int,
+        ff_inner_dim: int,
+        adaptive: bool = False,
+    ):
+        super().__init__()
+        self.temporal_attn_norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=not adaptive)
+        self.temporal_attn = FactoredAttention(dim, num_attention_heads, attention_head_dim, splits_tokens=False)
+        self.temporal_ff_norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=not adaptive)
+        self.temporal_ff = FactoredFeedForward(dim, ff_inner_dim)
+        self.spatial_attn_norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=not adaptive)
+        self.spatial_attn = FactoredAttention(dim, num_attention_heads, attention_head_dim, splits_tokens=True)
+        self.spatial_ff_norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=not adaptive)
+        self.spatial_ff = FactoredFeedForward(dim, ff_inner_dim)
+        self.scale_shift_table = nn.Parameter(torch.zeros(NUM_MODULATIONS, dim)) if adaptive else None
+        self.initialize_weights()
+
+    def initialize_weights(self):
+        # A hundredth of the usual variance on what joins the residual stream keeps a deep stack near the identity.
+        for linear in (
+            self.temporal_attn.to_out[0],
+            self.temporal_ff.linear_2,
+            self.spatial_attn.to_out[0],
+            self.spatial_ff.linear_2,
+        ):
+            nn.init.normal_(linear.weight, std=0.1 * linear.in_features**-0.5)
+            nn.init.zeros_(linear.bias)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        temporal_rotary_emb: tuple[torch.Tensor, torch.Tensor],
+        spatial_rotary_emb: tuple[torch.Tensor, torch.Tensor],
+        frame_mask: torch.Tensor | None = None,
+        modulation: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        r"""
+        Args:
+            hidden_states: Tokens, `(batch, frames, tokens, dim)`.
+            temporal_rotary_emb: Cosines and sines of the frames, each `(frames, head_dim)`.
+            spatial_rotary_emb: Cosines and sines of the tokens, each `(tokens, head_dim)`.
+            frame_mask: Bool `(batch, frames)`; frames that are False are not attended to.
+            modulation: `(batch, 12, dim)`, for an adaptive block.
+        """
+        batch_size, num_frames, num_tokens, _ = hidden_states.shape
+        shifts, scales, gates = self._modulations(modulation)
+
+        temporal_mask = None
+        if frame_mask is not None:
+            temporal_mask = frame_mask.repeat_interleave(num_tokens, dim=0)[:, None, None]  # (B * N, 1, 1, T)
+
+        states = _modulate(self.temporal_attn_norm(hidden_states), shifts[0], scales[0])
+        states = states.transpose(1, 2).flatten(0, 1)  # (B * N, T, D)
+        states = self.temporal_attn(states, temporal_rotary_emb, temporal_mask)
+        states = states.unflatten(0, (batch_size, num_tokens)).transpose(1, 2)  # (B, T, N, D)
+        hidden_states = _add_gated(hidden_states, states, gates[0])
+
+        states = self.temporal_ff(_modulate(self.temporal_ff_norm(hidden_states), shifts[1], scales[1]))
+        hidden_states = _add_gated(hidden_states, states, gates[1])
+
+        states = _modulate(self.spatial_attn_norm(hidden_states), shifts[2], scales[2])
+        states = self.spatial_attn(states.flatten(0, 1), spatial_rotary_emb)  # (B * T, N, D)
+        states = states.unflatten(0, (batch_size, num_frames))  # (B, T, N, D)
+        hidden_states = _add_gated(hidden_states, states, gates[2])
+
+        states = self.spatial_ff(_modulate(self.spatial_ff_norm(hidden_states), shifts[3], scales[3]))
+        return _add_gated(hidden_states, states, gates[3])
+
+    def _modulations(self, modulation: torch.Tensor | None) -> tuple:
+        """Shift, scale and gate of the four sub-layers, each `(batch, 1, 1, dim)`, or None for a plain block."""
+        if self.scale_shift_table is None:
+            return (None,) * 4, (None,) * 4, (None,) * 4
+        if modulation is None:
+            raise ValueError("An adaptive block needs `modulation`, got None.")
+        values = (self.scale_shift_table + modulation)[:, :, None, None].unbind(1)  # 12 x (B, 1, 1, D)
+        return values[0:4], values[4:8], values[8:12]
+
+
+def _modulate(hidden_states: torch.Tensor, shift: torch.Tensor | None, scale: torch.Tensor | None) -> torch.Tensor:
+    return hidden_states if scale is None else hidden_states * (1 + scale) + shift
+
+
+def _add_gated(hidden_states: torch.Tensor, states: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
+    return hidden_states + (states if gate is None else gate * states)
