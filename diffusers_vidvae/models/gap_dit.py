@@ -1,0 +1,355 @@
+r"""A flow-matching transformer that generates the kept frames of a video together with the gaps between them.
+
+Architecture of https://github.com/floatingtrees/dynamic-frame-compression/blob/2150c20/diffusion.py, in the time and
+sign convention of diffusers: sigma 1 is noise, 0 is data, `timestep = 1000 * sigma`, the output is noise - data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
+from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
+from diffusers.models.attention import AttentionMixin
+from diffusers.models.cache_utils import CacheMixin
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput, apply_lora_scale
+from torch import nn
+
+from .factored_attention import NUM_MODULATIONS, FactoredAttentionBlock, RotaryEmbedding
+
+
+TIME_EMBEDDINGS = ("linear", "adaptive")
+GAP_MODES = ("regression", "flow")
+
+# distance to the previous and to the next kept frame
+NUM_GAP_CHANNELS = 2
+
+
+@dataclass
+class GapDiTOutput(BaseOutput):
+    r"""Output of `GapDiT.forward`.
+
+    Args:
+        sample: Velocity, noise - data, of the shape of the input.
+        gaps: Estimate of each latent frame's distance to the one before, in frames, not rounded, float32
+            `(batch, kept)`; the first is the first frame's index.
+        tail: Estimate of the number of frames after the last latent frame, float32 `(batch,)`; None from a model that
+            regresses gaps, which knows no tail.
+    """
+
+    sample: torch.Tensor
+    gaps: torch.Tensor
+    tail: torch.Tensor | None = None
+
+
+def gaps_to_channels(
+    gaps: torch.Tensor,
+    num_frames: torch.Tensor,
+    frame_mask: torch.Tensor | None = None,
+    log_mean: float = 0.0,
+    log_std: float = 1.0,
+) -> torch.Tensor:
+    r"""Log-distances of each kept frame to its neighbours, as a flow can integrate them.
+
+    Args:
+        gaps: `(batch, kept)`: the first kept frame's index, then distances to the previous kept frame.
+        num_frames: Length of each clip, `(batch,)`.
+        frame_mask: Bool `(batch, kept)`, True for kept frames, which come first, False for padding.
+        log_mean: Mean of log(1 + distance) over a data set.
+        log_std: Standard deviation of the same.
+
+    Returns:
+        `(batch, 2, kept)`: normalised log(1 + distance) to the previous kept frame (of the first: its index) and to
+        the next one (of the last: the number of frames after it); 0 for padding.
+    """
+    if frame_mask is None:
+        frame_mask = torch.ones_like(gaps, dtype=torch.bool)
+    to_previous = gaps.float() * frame_mask
+    tail = num_frames - 1 - to_previous.sum(dim=1)
+    to_next = torch.where(_last_slot(frame_mask), tail[:, None], F.pad(to_previous[:, 1:], (0, 1)))
+    channels = torch.stack([to_previous, to_next], dim=1)  # (B, 2, K)
+    return (torch.log1p(channels) - log_mean) / log_std * frame_mask[:, None]
+
+
+def channels_to_gaps(
+    channels: torch.Tensor,
+    frame_mask: torch.Tensor | None = None,
+    log_mean: float = 0.0,
+    log_std: float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    r"""Inverse of `gaps_to_channels`: gaps `(batch, kept)` and tails `(batch,)`, float, not rounded.
+
+    A distance between two kept frames is told by both of them; the two are averaged as logarithms.
+    """
+    if frame_mask is None:
+        frame_mask = torch.ones_like(channels[:, 0], dtype=torch.bool)
+    logs = channels.float() * log_std + log_mean  # (B, 2, K)
+    to_previous, to_next = logs.unbind(1)
+    first, between = to_previous[:, :1], (to_previous[:, 1:] + to_next[:, :-1]) / 2
+    gaps = torch.expm1(torch.cat([first, between], dim=1)) * frame_mask
+    tail = torch.expm1((to_next * _last_slot(frame_mask)).sum(dim=1))
+    return gaps, tail
+
+
+def _last_slot(frame_mask: torch.Tensor) -> torch.Tensor:
+    """True at the last real frame of each row of a left-aligned mask."""
+    return frame_mask & ~F.pad(frame_mask[:, 1:], (0, 1))
+
+
+class AdaptiveTimeEmbedding(nn.Module):
+    r"""Sinusoids and an MLP, and from them one modulation for all blocks (adaLN-single, arXiv:2310.00426)."""
+
+    def __init__(self, hidden_size: int, frequency_channels: int = 256):
+        super().__init__()
+        self.frequencies = Timesteps(frequency_channels, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.mlp = TimestepEmbedding(frequency_channels, hidden_size)
+        self.modulation = nn.Linear(hidden_size, NUM_MODULATIONS * hidden_size)
+        # A fresh model's blocks are the identity.
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, timestep: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        embedding = F.silu(self.mlp(self.frequencies(timestep).to(dtype)))  # (B, D)
+        return embedding, self.modulation(embedding).unflatten(1, (NUM_MODULATIONS, -1))  # (B, 12, D)
+
+
+class OutputNorm(nn.Module):
+    r"""Layer norm shifted and scaled by the time embedding; passes tokens through in a model that is not adaptive.
+
+    Both heads read its output, so context parallelism gathers the tokens here.
+    """
+
+    def __init__(self, hidden_size: int, adaptive: bool):
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=False) if adaptive else None
+        self.modulation = nn.Linear(hidden_size, 2 * hidden_size) if adaptive else None
+        if self.modulation is not None:
+            nn.init.zeros_(self.modulation.weight)
+            nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, tokens: torch.Tensor, time_embedding: torch.Tensor | None = None) -> torch.Tensor:
+        if self.norm is None or self.modulation is None:
+            return tokens
+        shift, scale = self.modulation(time_embedding)[:, None, None].chunk(2, dim=-1)  # 2 x (B, 1, 1, D)
+        return self.norm(tokens) * (1 + scale) + shift
+
+
+class GapDiT(ModelMixin, ConfigMixin, AttentionMixin, FromOriginalModelMixin, PeftAdapterMixin, CacheMixin):
+    r"""Transformer that denoises the latent frames of a `FrameSelectVAE` and says how far apart they are.
+
+    The defaults are the published model of https://github.com/floatingtrees/dynamic-frame-compression
+    (504,208,738 parameters). Any flow-matching scheduler of diffusers can drive it.
+
+    Args:
+        sample_size: Height and width of the latents the model was trained at. With `gap_mode="regression"` the only
+            size it takes.
+        in_channels: Latent channels, gap channels not counted.
+        hidden_size: Width of the tokens.
+        num_layers: Number of blocks.
+        num_attention_heads: Heads of every attention.
+        attention_head_dim: Channels of a head.
+        ff_inner_dim: Inner width of the MLPs.
+        max_num_frames: Most latent frames the model takes.
+        rope_type: `"raster"` numbers tokens row by row; `"axial"` rotates by row and column.
+        time_embedding: `"linear"` adds a linear map of the time to the tokens; `"adaptive"` shifts, scales and gates
+            every sub-layer by an embedding of it.
+        gap_mode: `"regression"` predicts gaps from the tokens of a frame; `"flow"` denoises them with the latents, as
+            `num_gap_channels` further input channels, see `gaps_to_channels`.
+        gap_log_mean: Mean of log(1 + distance) over the training data, for `gap_mode="flow"`.
+        gap_log_std: Standard deviation of the same.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["FactoredAttentionBlock"]
+    _repeated_blocks = ["FactoredAttentionBlock"]
+    _skip_layerwise_casting_patterns = [
+        "norm",
+        "time_proj",
+        "time_embed",
+        "proj_in",
+        "proj_out",
+        "gap_proj",
+        "gap_pool",
+    ]
+    _cp_plan = {
+        "spatial_rope": {
+            0: ContextParallelInput(split_dim=0, expected_dims=2, split_output=True),
+            1: ContextParallelInput(split_dim=0, expected_dims=2, split_output=True),
+        },
+        "transformer_blocks.0": {"hidden_states": ContextParallelInput(split_dim=2, expected_dims=4)},
+        "norm_out": ContextParallelOutput(gather_dim=2, expected_dims=4),
+    }
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 16,
+        in_channels: int = 96,
+        hidden_size: int = 1024,
+        num_layers: int = 30,
+        num_attention_heads: int = 8,
+        attention_head_dim: int = 128,
+        ff_inner_dim: int = 2048,
+        max_num_frames: int = 64,
+        rope_type: str = "raster",
+        time_embedding: str = "linear",
+        gap_mode: str = "regression",
+        gap_log_mean: float = 0.0,
+        gap_log_std: float = 1.0,
+    ):
+        super().__init__()
+        if time_embedding not in TIME_EMBEDDINGS:
+            raise ValueError(f"`time_embedding` must be one of {TIME_EMBEDDINGS}, got {time_embedding!r}.")
+        if gap_mode not in GAP_MODES:
+            raise ValueError(f"`gap_mode` must be one of {GAP_MODES}, got {gap_mode!r}.")
+        if gap_log_std <= 0:
+            raise ValueError(f"`gap_log_std` must be positive, got {gap_log_std}.")
+        adaptive = time_embedding == "adaptive"
+        self.num_gap_channels = NUM_GAP_CHANNELS if gap_mode == "flow" else 0
+        channels = in_channels + self.num_gap_channels
+
+        self.temporal_rope = RotaryEmbedding(attention_head_dim)
+        self.spatial_rope = RotaryEmbedding(attention_head_dim, rope_type)
+        self.proj_in = nn.Linear(channels, hidden_size)
+        self.time_proj = None if adaptive else nn.Linear(1, hidden_size)
+        self.time_embed = AdaptiveTimeEmbedding(hidden_size) if adaptive else None
+        self.transformer_blocks = nn.ModuleList(
+            FactoredAttentionBlock(hidden_size, num_attention_heads, attention_head_dim, ff_inner_dim, adaptive)
+            for _ in range(num_layers)
+        )
+        self.norm_out = OutputNorm(hidden_size, adaptive)
+        self.proj_out = nn.Linear(hidden_size, channels)
+        self.gap_proj = None if self.num_gap_channels else nn.Linear(hidden_size, 1)
+        self.gap_pool = None if self.num_gap_channels else nn.Linear(sample_size**2, 1)
+
+        if self.time_proj is not None:
+            nn.init.zeros_(self.time_proj.weight)
+            nn.init.zeros_(self.time_proj.bias)
+        self.gradient_checkpointing = False
+
+    @classmethod
+    def from_single_file(cls, pretrained_model_link_or_path_or_dict, **kwargs):
+        r"""Loads an original checkpoint (`dit_pytorch.pt` or safetensors); the config is read off its shapes."""
+        kwargs.setdefault("original_config", {})
+        return super().from_single_file(pretrained_model_link_or_path_or_dict, **kwargs)
+
+    def enable_cache(self, config) -> None:
+        r"""Skips computation between sampling steps, see `diffusers.CacheMixin.enable_cache`.
+
+        Temporal and spatial attention are told apart by `temporal_attn` and `spatial_attn` in a cache's block
+        identifiers. The model takes no guidance, so FasterCache needs `is_guidance_distilled=True`.
+        """
+        # Registering takes diffusers a second of imports, which only users of a cache need to pay.
+        metadata = TransformerBlockMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=None)
+        TransformerBlockRegistry.register(FactoredAttentionBlock, metadata)
+        super().enable_cache(config)
+
+    def encode_gaps(
+        self, gaps: torch.Tensor, num_frames: torch.Tensor, frame_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        r"""Clean gap channels `(batch, 2, kept)` in this model's normalisation, see `gaps_to_channels`."""
+        return gaps_to_channels(gaps, num_frames, frame_mask, self.config.gap_log_mean, self.config.gap_log_std)
+
+    def decode_gaps(
+        self, channels: torch.Tensor, frame_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        r"""Inverse of `encode_gaps`: gaps `(batch, kept)` and tails `(batch,)`, not rounded."""
+        return channels_to_gaps(channels, frame_mask, self.config.gap_log_mean, self.config.gap_log_std)
+
+    @apply_lora_scale("attention_kwargs")
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        timestep: torch.Tensor | float,
+        frame_mask: torch.Tensor | None = None,
+        attention_kwargs: dict[str, Any] | None = None,
+        return_dict: bool = True,
+    ) -> GapDiTOutput | tuple[torch.Tensor, ...]:
+        r"""
+        Args:
+            hidden_states: Noisy latents `(batch, in_channels + num_gap_channels, kept, height, width)`. Gap channels
+                come last and are constant over height and width.
+            timestep: 1000 times the noise level, in [0, 1000]; a number or one for each clip, `(batch,)`.
+            frame_mask: Bool `(batch, kept)`, True for real latent frames, which come first, False for padding.
+            attention_kwargs: `{"scale": weight}` sets the weight of active LoRAs.
+            return_dict: Whether to return a `GapDiTOutput` instead of a tuple.
+        """
+        self._check_inputs(hidden_states, frame_mask)
+        batch_size, _, num_frames, height, width = hidden_states.shape
+        timestep = torch.as_tensor(timestep, dtype=torch.float32, device=hidden_states.device).expand(batch_size)
+        temporal_rotary_emb = self.temporal_rope(1, num_frames, hidden_states.device)
+        spatial_rotary_emb = self.spatial_rope(height, width, hidden_states.device)
+
+        tokens = self.proj_in(hidden_states.flatten(3).permute(0, 2, 3, 1))  # (B, K, N, D)
+        time_embedding = modulation = None
+        if self.time_embed is not None:
+            time_embedding, modulation = self.time_embed(timestep, tokens.dtype)  # (B, D), (B, 12, D)
+        else:
+            signal_level = 1 - timestep[:, None] / 1000
+            tokens = tokens + self.time_proj(signal_level.to(tokens.dtype))[:, None, None]
+
+        for block in self.transformer_blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                tokens = self._gradient_checkpointing_func(
+                    block, tokens, temporal_rotary_emb, spatial_rotary_emb, frame_mask, modulation
+                )
+            else:
+                tokens = block(tokens, temporal_rotary_emb, spatial_rotary_emb, frame_mask, modulation)
+
+        tokens = self.norm_out(tokens, time_embedding)  # (B, K, N, D)
+        velocity = self.proj_out(tokens).permute(0, 3, 1, 2)  # (B, C, K, N)
+        if self.num_gap_channels:
+            velocity = self._pool_gap_velocity(velocity)
+            gaps, tail = self._estimate_gaps(hidden_states, velocity, timestep, frame_mask)
+        else:
+            gaps, tail = self.gap_pool(self.gap_proj(tokens).squeeze(-1)).squeeze(-1).float(), None  # (B, K)
+        sample = velocity.unflatten(3, (height, width))  # (B, C, K, h, w)
+
+        if not return_dict:
+            return (sample, gaps) if tail is None else (sample, gaps, tail)
+        return GapDiTOutput(sample=sample, gaps=gaps, tail=tail)
+
+    def _pool_gap_velocity(self, velocity: torch.Tensor) -> torch.Tensor:
+        """Makes the gap channels of `(batch, channels, kept, tokens)` the same for all tokens of a frame."""
+        latents, gap_channels = velocity.tensor_split([self.config.in_channels], dim=1)
+        return torch.cat([latents, gap_channels.mean(dim=3, keepdim=True).expand_as(gap_channels)], dim=1)
+
+    def _estimate_gaps(
+        self,
+        hidden_states: torch.Tensor,
+        velocity: torch.Tensor,
+        timestep: torch.Tensor,
+        frame_mask: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gaps and tail of the data that the current state and velocity point to."""
+        channels = hidden_states[:, self.config.in_channels :].flatten(3).float().mean(dim=3)  # (B, 2, K)
+        sigma = timestep[:, None, None] / 1000
+        return self.decode_gaps(channels - sigma * velocity[:, self.config.in_channels :, :, 0].float(), frame_mask)
+
+    def _check_inputs(self, hidden_states: torch.Tensor, frame_mask: torch.Tensor | None):
+        channels = self.config.in_channels + self.num_gap_channels
+        if hidden_states.ndim != 5 or hidden_states.shape[1] != channels:
+            raise ValueError(
+                f"`hidden_states` must have shape (batch, {channels}, kept, height, width), got"
+                f" {tuple(hidden_states.shape)}."
+            )
+        batch_size, _, num_frames, height, width = hidden_states.shape
+        if not 1 <= num_frames <= self.config.max_num_frames:
+            raise ValueError(
+                f"`hidden_states` must have from 1 to {self.config.max_num_frames} latent frames, got {num_frames}."
+            )
+        size = self.config.sample_size
+        if self.gap_pool is not None and (height, width) != (size, size):
+            raise ValueError(f"A model that regresses gaps takes {size}x{size} latents, got {height}x{width}.")
+        if frame_mask is not None and frame_mask.shape != (batch_size, num_frames):
+            raise ValueError(
+                f"`frame_mask` must have shape (batch, kept) = {(batch_size, num_frames)}, got"
+                f" {tuple(frame_mask.shape)}."
+            )
