@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import hashlib
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from .atomic import atomic_file, naming_disk_errors, refuse_existing
+from .container import DTYPES, encode_prologue, prologue_size, stored_tensors
+from .errors import FsvError, naming_file
+from .header import FsvHeader
+from .quantization import quantize
+from .window import LatentWindow
+
+
+class FsvWriter:
+    """Writes a compressed video window by window, in constant memory.
+
+    The file appears, complete and synced to disk, when the `with` block ends without an error. Until then it is a
+    hidden temporary file beside its target; an error, Ctrl-C included, removes that and leaves the target as it was.
+
+    ```python
+    with FsvWriter("clip.fsv", header) as writer:
+        for window in windows:
+            writer.write_window(window)
+    ```
+
+    Args:
+        path: The file to write.
+        header: The clip's header; `num_frames=0` counts the frames of the windows.
+        overwrite: Whether an existing file may be replaced.
+
+    Attributes:
+        header: The header, with the number of frames and the checksum once the block has ended.
+
+    Raises:
+        FsvError: The file exists or cannot be written, the disk is full, or a window contradicts the header.
+    """
+
+    def __init__(self, path: str | Path, header: FsvHeader, overwrite: bool = False) -> None:
+        self.path = Path(path)
+        self.header = header
+        self.overwrite = overwrite
+        refuse_existing(self.path, overwrite)
+        self._stack = ExitStack()
+        self._digest = hashlib.sha256()
+        self._scales: list[Tensor] = []
+        self._gaps: list[Tensor] = []
+        self._window_frames: list[int] = []
+
+    @property
+    def num_frames(self) -> int:
+        """Frames covered by the windows so far."""
+        return sum(self._window_frames)
+
+    @property
+    def num_kept(self) -> int:
+        """Frames kept by the windows so far."""
+        return sum(len(gaps) for gaps in self._gaps)
+
+    def __enter__(self) -> FsvWriter:
+        self._file: BinaryIO = self._stack.enter_context(atomic_file(self.path, self.overwrite))
+        self._prologue_size = prologue_size(self.header)
+        # The prologue names numbers known only at the end, so its place is kept free.
+        self._file.seek(self._prologue_size)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._stack.__exit__(kind, error, trace)
+            return
+        with self._stack:
+            self._finish()
+
+    def write_window(self, window: LatentWindow) -> None:
+        """Appends the next window of the clip.
+
+        Raises:
+            FsvError: The window does not begin where the last one ended, has more frames than the header allows or
+                other latents than it says, its latents are not finite, or the disk is full.
+        """
+        with naming_file(self.path):
+            self._check_window(window)
+            quantized = quantize(window.latents, self.header.quantization)
+        self._write(quantized.codes)
+        if quantized.scales is not None:
+            self._scales.append(quantized.scales)
+        self._gaps.append(window.gaps.cpu())
+        self._window_frames.append(window.num_frames)
+
+    def _check_window(self, window: LatentWindow) -> None:
+        header, end = self.header, self.num_frames
+        if window.start != end:
+            raise FsvError(f"start: the window begins at frame {window.start}, the one before it ends at {end}")
+        if window.num_frames > header.clip_num_frames:
+            raise FsvError(
+                f"window_frames: {window.num_frames} frames exceed clip_num_frames {header.clip_num_frames}"
+            )
+        if header.num_frames and end + window.num_frames > header.num_frames:
+            raise FsvError(f"num_frames: the windows exceed the {header.num_frames} frames of the header")
+        channels, _, height, width = window.latents.shape
+        if (channels, height, width) != header.latent_shape:
+            raise FsvError(f"latents: {(channels, height, width)} a frame, the header says {header.latent_shape}")
+
+    def _finish(self) -> None:
+        with naming_file(self.path):
+            if self.num_frames != (self.header.num_frames or self.num_frames) or not self._window_frames:
+                raise FsvError(
+                    f"num_frames: {self.num_frames} frames were written of {self.header.num_frames or 'any'}"
+                )
+            header = replace(self.header, num_frames=self.num_frames, sha256="")
+        tensors = stored_tensors(header, len(self._window_frames), self.num_kept)
+        if "scales" in tensors:
+            self._write(torch.stack(self._scales))
+        self._write(torch.cat(self._gaps).to(DTYPES[tensors["gaps"].dtype]))
+        self._write(torch.tensor(self._window_frames, dtype=torch.int32))
+        self._write(torch.tensor([len(gaps) for gaps in self._gaps], dtype=torch.int32))
+        self._digest.update(encode_prologue(header, tensors, self._prologue_size))
+        self.header = replace(header, sha256=self._digest.hexdigest())
+        with naming_disk_errors(self.path):
+            self._file.seek(0)
+            self._file.write(encode_prologue(self.header, tensors, self._prologue_size))
+
+    def _write(self, tensor: Tensor) -> None:
+        data = tensor.contiguous().flatten().view(torch.uint8).numpy().data
+        self._digest.update(data)
+        with naming_disk_errors(self.path):
+            self._file.write(data)
