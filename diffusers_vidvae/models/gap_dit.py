@@ -237,7 +237,8 @@ class GapDiT(ModelMixin, ConfigMixin, AttentionMixin, FromOriginalModelMixin, Pe
     @classmethod
     def from_single_file(cls, pretrained_model_link_or_path_or_dict, **kwargs):
         r"""Loads an original checkpoint (`dit_pytorch.pt` or safetensors); the config is read off its shapes."""
-        kwargs.setdefault("original_config", {})
+        if kwargs.get("config") is None:
+            kwargs.setdefault("original_config", {})
         return super().from_single_file(pretrained_model_link_or_path_or_dict, **kwargs)
 
     def enable_cache(self, config) -> None:
