@@ -169,6 +169,8 @@ class GapDiT(ModelMixin, ConfigMixin, AttentionMixin, FromOriginalModelMixin, Pe
     _supports_gradient_checkpointing = True
     _no_split_modules = ["FactoredAttentionBlock"]
     _repeated_blocks = ["FactoredAttentionBlock"]
+    # A weight of one column, which quantizers cannot group.
+    _keep_in_fp32_modules = ["time_proj"]
     _skip_layerwise_casting_patterns = [
         "norm",
         "time_proj",
@@ -294,7 +296,8 @@ class GapDiT(ModelMixin, ConfigMixin, AttentionMixin, FromOriginalModelMixin, Pe
             time_embedding, modulation = self.time_embed(timestep, tokens.dtype)  # (B, D), (B, 12, D)
         else:
             signal_level = 1 - timestep[:, None] / 1000
-            tokens = tokens + self.time_proj(signal_level.to(tokens.dtype))[:, None, None]
+            time_embedding = self.time_proj(signal_level.to(self.time_proj.weight.dtype))  # (B, D)
+            tokens = tokens + time_embedding[:, None, None].to(tokens.dtype)
 
         for block in self.transformer_blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
