@@ -6,8 +6,8 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from .errors import FsvError
 
@@ -16,7 +16,7 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def atomic_file(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, overwrite: bool) -> Iterator[FileIO]:
     """A file that takes the name `path` when the block ends well, and leaves nothing behind when it does not.
 
     Raises:
@@ -26,12 +26,12 @@ def atomic_file(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
     temporary = target.parent / f".{secrets.token_hex(8)}.fsv.tmp"
     refuse_existing(path, overwrite)
     with naming_disk_errors(path):
-        file = open(temporary, "xb+")
+        # Unbuffered, so that closing after a failed write does not try it again.
+        file = open(temporary, "xb", buffering=0)
     try:
         with file:
             yield file
             with naming_disk_errors(path):
-                file.flush()
                 os.fsync(file.fileno())
         refuse_existing(path, overwrite)
         with naming_disk_errors(path):
@@ -39,6 +39,18 @@ def atomic_file(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
             _sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_all(file: FileIO, data: bytes | memoryview, path: Path) -> None:
+    """Writes all of `data` to `file`, which is to become `path`.
+
+    Raises:
+        FsvError: The disk is full or refuses to write.
+    """
+    rest = memoryview(data).cast("B")
+    with naming_disk_errors(path):
+        while rest:
+            rest = rest[file.write(rest) :]
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:

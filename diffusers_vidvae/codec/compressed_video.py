@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffusers_vidvae.metrics.rate import bits_per_pixel, kilobits_per_second
 
-from .atomic import atomic_file, naming_disk_errors
+from .atomic import atomic_file, write_all
 from .container import StoredTensor, payload_bytes, prologue_size, stored_tensors
 from .errors import FsvError
 from .header import FsvHeader
@@ -196,5 +196,4 @@ class CompressedVideo:
 def _copy_file(reader: FsvReader, path: Path, overwrite: bool) -> None:
     with atomic_file(path, overwrite) as file:
         for chunk in reader.chunks():
-            with naming_disk_errors(path):
-                file.write(chunk)
+            write_all(file, chunk, path)

@@ -58,9 +58,7 @@ def _load_dictionary(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     # The unpickler meets arbitrary bytes, and raises as many kinds of errors.
     except Exception as error:
-        raise FsvError(
-            f"not a file of torch.save that holds tensors and numbers only ({type(error).__name__})"
-        ) from error
+        raise FsvError(f"not a torch.save file of tensors and numbers only ({type(error).__name__})") from error
     if not isinstance(content, dict):
         raise FsvError(f"expected a dictionary with {', '.join(_KEYS)}, got {type(content).__name__}")
     if missing := [key for key in _KEYS if key not in content]:

@@ -18,7 +18,7 @@ from .quantization import QuantizedLatents, dequantize
 from .window import LatentWindow, WindowSelection
 
 
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 18
 
 
 class FsvReader(Sequence[LatentWindow]):

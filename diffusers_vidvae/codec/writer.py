@@ -3,14 +3,14 @@ from __future__ import annotations
 import hashlib
 from contextlib import ExitStack
 from dataclasses import replace
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
-from .atomic import atomic_file, naming_disk_errors, refuse_existing
+from .atomic import atomic_file, refuse_existing, write_all
 from .container import DTYPES, encode_prologue, prologue_size, stored_tensors
 from .errors import FsvError, naming_file
 from .header import FsvHeader
@@ -64,7 +64,7 @@ class FsvWriter:
         return sum(len(gaps) for gaps in self._gaps)
 
     def __enter__(self) -> FsvWriter:
-        self._file: BinaryIO = self._stack.enter_context(atomic_file(self.path, self.overwrite))
+        self._file: FileIO = self._stack.enter_context(atomic_file(self.path, self.overwrite))
         self._prologue_size = prologue_size(self.header)
         # The prologue names numbers known only at the end, so its place is kept free.
         self._file.seek(self._prologue_size)
@@ -124,12 +124,10 @@ class FsvWriter:
         self._write(torch.tensor([len(gaps) for gaps in self._gaps], dtype=torch.int32))
         self._digest.update(encode_prologue(header, tensors, self._prologue_size))
         self.header = replace(header, sha256=self._digest.hexdigest())
-        with naming_disk_errors(self.path):
-            self._file.seek(0)
-            self._file.write(encode_prologue(self.header, tensors, self._prologue_size))
+        self._file.seek(0)
+        write_all(self._file, encode_prologue(self.header, tensors, self._prologue_size), self.path)
 
     def _write(self, tensor: Tensor) -> None:
         data = tensor.contiguous().flatten().view(torch.uint8).numpy().data
         self._digest.update(data)
-        with naming_disk_errors(self.path):
-            self._file.write(data)
+        write_all(self._file, data, self.path)
