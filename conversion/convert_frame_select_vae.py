@@ -108,7 +108,9 @@ def key_plan(config: Mapping[str, Any]) -> KeyPlan:
     features = config["in_channels"] * config["unpatch_channels"]
     block_sizes = tuple(config[name] for name in ("num_attention_heads", "attention_head_dim", "ff_inner_dim"))
 
-    plan: KeyPlan = {"fill_token": PlannedTensor((1, 1, 1, latent_channels), {"fill_token": (latent_channels,)})}
+    plan: KeyPlan = {
+        "fill_token": PlannedTensor((1, 1, 1, latent_channels), {"fill_token.weight": (latent_channels,)})
+    }
     _plan_layer(plan, "encoder.patch_embedding.norm", "encoder.patch_embed.norm", (width,))
     for old, new, shape in (
         ("encoder.patch_embedding.linear", "encoder.patch_embed.proj", (width, width)),

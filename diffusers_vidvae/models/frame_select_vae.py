@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.loaders import FromOriginalModelMixin
+from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_utils import ModelMixin
@@ -211,6 +211,18 @@ class FrameSelectEncoder(nn.Module):
         return parameters, keep_logits
 
 
+class FillToken(nn.Module):
+    r"""Puts one learned token in the place of every latent of a dropped frame."""
+
+    def __init__(self, latent_channels: int):
+        super().__init__()
+        self.weight = nn.Parameter(0.02 * torch.randn(latent_channels))
+
+    def forward(self, latents: torch.Tensor, keep_mask: torch.Tensor) -> torch.Tensor:
+        token = self.weight.to(latents.dtype)[:, None, None, None]
+        return torch.where(keep_mask[:, None, :, None, None], latents, token)  # (B, C, T, h, w)
+
+
 class ConvNormAct(nn.Module):
     r"""3x3x3 convolution, group norm over a clip (or over each frame) and SiLU."""
 
@@ -347,7 +359,9 @@ class FrameSelectDecoder(nn.Module):
         return frames + self.refiner(features)
 
 
-class FrameSelectVAE(ModelMixin, AutoencoderMixin, ConfigMixin, AttentionMixin, FromOriginalModelMixin):
+class FrameSelectVAE(
+    ModelMixin, AutoencoderMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin, FromOriginalModelMixin
+):
     r"""Autoencoder that gives every frame a latent and a keep probability, and decodes clips from kept frames alone.
 
     Frames that are not kept are replaced by a learned token, and the decoder fills them in from their neighbours.
@@ -388,7 +402,7 @@ class FrameSelectVAE(ModelMixin, AutoencoderMixin, ConfigMixin, AttentionMixin, 
     _no_split_modules = ["FactoredAttentionBlock", "Refiner"]
     _repeated_blocks = ["FactoredAttentionBlock"]
     _skip_layerwise_casting_patterns = ["norm", "patch_embed", "to_mean", "to_variance", "keep_head", "to_pixels"]
-    _group_offload_block_modules = ["encoder", "decoder"]
+    _group_offload_block_modules = ["encoder", "fill_token", "decoder"]
 
     @register_to_config
     def __init__(
@@ -461,7 +475,7 @@ class FrameSelectVAE(ModelMixin, AutoencoderMixin, ConfigMixin, AttentionMixin, 
             unpatched_channels,
             in_channels,
         )
-        self.fill_token = nn.Parameter(0.02 * torch.randn(latent_channels))
+        self.fill_token = FillToken(latent_channels)
 
         self.use_slicing = False
         self.use_tiling = False
@@ -472,7 +486,8 @@ class FrameSelectVAE(ModelMixin, AutoencoderMixin, ConfigMixin, AttentionMixin, 
     @classmethod
     def from_single_file(cls, pretrained_model_link_or_path_or_dict, **kwargs):
         r"""Loads an original checkpoint (`vae_pytorch.pt` or safetensors); the config is read off its shapes."""
-        kwargs.setdefault("original_config", {})
+        if kwargs.get("config") is None:
+            kwargs.setdefault("original_config", {})
         return super().from_single_file(pretrained_model_link_or_path_or_dict, **kwargs)
 
     def enable_tiling(
@@ -570,7 +585,9 @@ class FrameSelectVAE(ModelMixin, AutoencoderMixin, ConfigMixin, AttentionMixin, 
         self, sample: torch.Tensor, frame_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         height, width = (side // self.config.patch_size for side in sample.shape[3:])
-        temporal_rotary_emb, spatial_rotary_emb = self._rotary_embeddings(sample.shape[2], height, width)
+        temporal_rotary_emb, spatial_rotary_emb = self._rotary_embeddings(
+            sample.shape[2], height, width, sample.device
+        )
         parameters, keep_logits = self.encoder(sample, temporal_rotary_emb, spatial_rotary_emb, frame_mask)
         parameters = parameters.permute(0, 3, 1, 2).unflatten(3, (height, width))  # (B, 2 * C, T, h, w)
         return parameters, keep_logits
@@ -695,11 +712,10 @@ class FrameSelectVAE(ModelMixin, AutoencoderMixin, ConfigMixin, AttentionMixin, 
             return_dict: Whether to return a `DecoderOutput` instead of a tuple.
         """
         self._check_latents(latents)
+        if keep_mask is None:
+            keep_mask = torch.ones(latents.shape[0], latents.shape[2], dtype=torch.bool, device=latents.device)
         keep_mask, frame_mask = self._check_masks(keep_mask, frame_mask, latents.shape[0], latents.shape[2])
-        latents = latents.to(self.dtype)
-        if not keep_mask.all():
-            fill_token = self.fill_token.to(latents.dtype)[:, None, None, None]
-            latents = torch.where(keep_mask[:, None, :, None, None], latents, fill_token)
+        latents = self.fill_token(latents.to(self.dtype), keep_mask)
 
         (sample,) = self._map_clips(self._decode_clips, latents, frame_mask)
         if frame_mask is not None:
@@ -731,7 +747,7 @@ class FrameSelectVAE(ModelMixin, AutoencoderMixin, ConfigMixin, AttentionMixin, 
         return (sample - low) * (2 / (high - low)) - 1
 
     def _decode_tile(self, latents: torch.Tensor, frame_mask: torch.Tensor | None = None) -> torch.Tensor:
-        temporal_rotary_emb, spatial_rotary_emb = self._rotary_embeddings(*latents.shape[2:])
+        temporal_rotary_emb, spatial_rotary_emb = self._rotary_embeddings(*latents.shape[2:], latents.device)
         return self.decoder(latents, temporal_rotary_emb, spatial_rotary_emb, frame_mask)
 
     # Both ways
@@ -801,8 +817,7 @@ class FrameSelectVAE(ModelMixin, AutoencoderMixin, ConfigMixin, AttentionMixin, 
         results = [function(clips[i : i + 1, :, :length]) for i, length in enumerate(lengths)]
         return tuple(_stack_padded(parts, num_frames) for parts in zip(*results, strict=True))
 
-    def _rotary_embeddings(self, num_frames: int, height: int, width: int) -> tuple:
-        device = self.fill_token.device
+    def _rotary_embeddings(self, num_frames: int, height: int, width: int, device: torch.device) -> tuple:
         return self.temporal_rope(1, num_frames, device), self.spatial_rope(height, width, device)
 
     # Checks
@@ -859,14 +874,12 @@ class FrameSelectVAE(ModelMixin, AutoencoderMixin, ConfigMixin, AttentionMixin, 
 
     def _check_masks(
         self,
-        keep_mask: torch.Tensor | None,
+        keep_mask: torch.Tensor,
         frame_mask: torch.Tensor | None,
         batch_size: int,
         num_frames: int,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         frame_mask = self._check_frame_mask(frame_mask, batch_size, num_frames)
-        if keep_mask is None:
-            keep_mask = torch.ones(batch_size, num_frames, dtype=torch.bool, device=self.fill_token.device)
         if keep_mask.shape != (batch_size, num_frames):
             raise ValueError(
                 f"`keep_mask` must have shape (batch, frames) = {(batch_size, num_frames)}, got"

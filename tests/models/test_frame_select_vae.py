@@ -315,7 +315,7 @@ def test_pixels_are_mapped_to_the_range_the_model_was_trained_in():
 @pytest.mark.slow
 def test_whole_model_compiles_without_graph_breaks(any_size_vae):
     sample = clips(1, 4)
-    tables = any_size_vae._rotary_embeddings(4, 2, 2)
+    tables = any_size_vae._rotary_embeddings(4, 2, 2, sample.device)
     expected = any_size_vae.encoder(sample, *tables)
     compiled = torch.compile(any_size_vae.encoder, fullgraph=True)(sample, *tables)
     for actual, reference in zip(compiled, expected, strict=True):
