@@ -1,0 +1,29 @@
+r"""What pipelines return."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers.utils import BaseOutput
+from PIL import Image
+
+
+@dataclass
+class GapDiTPipelineOutput(BaseOutput):
+    r"""Output of `GapDiTPipeline`.
+
+    Args:
+        frames: For every video a list of PIL images; or an array `(batch, frames, height, width, channels)` or a
+            tensor `(batch, frames, channels, height, width)` in [0, 1], shorter videos padded with black frames; or
+            latent frames `(batch, channels, kept, height, width)`.
+        gaps: Index of the first latent frame, then distances to the one before, int64 `(batch, kept)`; 0 for padding.
+        positions: Frame index of every latent frame, int64 `(batch, kept)`; padding repeats the last one.
+        num_frames: Length of every video, int64 `(batch,)`.
+    """
+
+    frames: list[list[Image.Image]] | np.ndarray | torch.Tensor
+    gaps: torch.Tensor
+    positions: torch.Tensor
+    num_frames: torch.Tensor
