@@ -1,0 +1,621 @@
+r"""Generation of video from noise: latent frames and the gaps between them, decoded to every frame."""
+
+import inspect
+from collections.abc import Callable
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import (
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    FlowMatchLCMScheduler,
+    UniPCMultistepScheduler,
+)
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.loaders import CogVideoXLoraLoaderMixin
+from diffusers.utils import is_torch_xla_available, replace_example_docstring
+from diffusers.utils.torch_utils import randn_tensor
+from diffusers.video_processor import VideoProcessor
+
+from diffusers_vidvae.models.frame_select_vae import ClipWindow, FrameSelectVAE, clip_windows
+from diffusers_vidvae.models.gap_dit import GapDiT
+from diffusers_vidvae.schedulers.scheduling_flow_match_gap import FlowMatchGapScheduler, GapPlan, check_sigmas
+
+from .clip_source import ClipInput, frame_to_tensor, open_clips
+from .frame_conditioning import GivenFrames, consecutive_runs, place_given_frames
+from .pipeline_output import GapDiTPipelineOutput
+
+
+if is_torch_xla_available():
+    import torch_xla.core.xla_model as xm
+
+    XLA_AVAILABLE = True
+else:
+    XLA_AVAILABLE = False
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+FLOW_SCHEDULERS = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, FlowMatchLCMScheduler)
+
+EXAMPLE_DOC_STRING = """
+    Examples:
+        ```py
+        >>> import torch
+        >>> from diffusers.utils import export_to_video
+        >>> from diffusers_vidvae import GapDiTPipeline, demo_model
+
+        >>> pipe = GapDiTPipeline.from_pretrained(demo_model())
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> output = pipe(num_latent_frames=4, num_frames=16, generator=generator)
+        >>> export_to_video(output.frames[0], "generated.mp4", fps=8)
+        >>> print(output.positions[0])
+
+        >>> # A photo as the first frame, another as the last one.
+        >>> output = pipe(num_latent_frames=4, num_frames=16, image=["a.png", "b.png"], frame_indices=[0, 15])
+        ```
+"""
+
+
+class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
+    r"""Generates video without a prompt: a `GapDiT` makes latent frames and gaps, a `FrameSelectVAE` all frames.
+
+    Frames that are given (a photo to start from, a clip to continue, two photos to fill between) are kept exactly.
+
+    Args:
+        transformer: The model of latent frames and gaps.
+        vae: The autoencoder whose latents it generates.
+        scheduler: Any flow-matching scheduler of diffusers. Multistep solvers need `use_flow_sigmas=True` and
+            `prediction_type="flow_prediction"`.
+    """
+
+    model_cpu_offload_seq = "transformer->vae"
+    _callback_tensor_inputs = ["latents", "gaps"]
+
+    def __init__(
+        self,
+        transformer: GapDiT,
+        vae: FrameSelectVAE,
+        scheduler: FlowMatchGapScheduler
+        | FlowMatchEulerDiscreteScheduler
+        | FlowMatchHeunDiscreteScheduler
+        | FlowMatchLCMScheduler
+        | UniPCMultistepScheduler
+        | DPMSolverMultistepScheduler,
+    ):
+        super().__init__()
+        self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)
+        self.vae_scale_factor = self.vae.config.patch_size if getattr(self, "vae", None) else 16
+        self.sample_size = self.transformer.config.sample_size if getattr(self, "transformer", None) else 16
+        self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor)
+
+    @property
+    def num_timesteps(self) -> int:
+        return self._num_timesteps
+
+    @property
+    def current_timestep(self) -> torch.Tensor | None:
+        return self._current_timestep
+
+    @property
+    def attention_kwargs(self) -> dict[str, Any] | None:
+        return self._attention_kwargs
+
+    @property
+    def interrupt(self) -> bool:
+        return self._interrupt
+
+    def check_inputs(
+        self,
+        batch_size: int,
+        num_latent_frames: list[int],
+        num_frames: list[int | None],
+        height: int,
+        width: int,
+        num_inference_steps: int,
+        sigmas: list[float] | None,
+        frame_indices: list[int],
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: torch.Tensor | None,
+        output_type: str,
+        callback_on_step_end_tensor_inputs: list[str],
+    ):
+        if not _is_flow_matching(self.scheduler):
+            raise ValueError(
+                f"The scheduler must be one of {[cls.__name__ for cls in FLOW_SCHEDULERS]}, or a multistep solver with"
+                ' `use_flow_sigmas=True` and `prediction_type="flow_prediction"`, got'
+                f" {type(self.scheduler).__name__}."
+            )
+        if self.transformer.config.in_channels != self.vae.config.latent_channels:
+            raise ValueError(
+                f"The transformer generates {self.transformer.config.in_channels} latent channels, the autoencoder has"
+                f" {self.vae.config.latent_channels}."
+            )
+        if height % self.vae_scale_factor or width % self.vae_scale_factor or min(height, width) < 1:
+            raise ValueError(
+                f"`height` and `width` must be multiples of {self.vae_scale_factor}, got {height} and {width}."
+            )
+        if num_inference_steps < 1:
+            raise ValueError(f"`num_inference_steps` must be at least 1, got {num_inference_steps}.")
+        if sigmas is not None:
+            check_sigmas(sigmas)
+        self._check_lengths(num_latent_frames, num_frames, frame_indices)
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(
+                f"`generator` must have one generator for each of {batch_size} videos, got {len(generator)}."
+            )
+        shape = self._latent_shape(batch_size, max(num_latent_frames), height, width)
+        if latents is not None and tuple(latents.shape) != shape:
+            raise ValueError(f"`latents` must have shape {shape}, got {tuple(latents.shape)}.")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES}, got {output_type!r}.")
+        unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
+        if unknown:
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` must be in {self._callback_tensor_inputs}, got {unknown}."
+            )
+
+    def _check_lengths(self, num_latent_frames: list[int], num_frames: list[int | None], frame_indices: list[int]):
+        max_latent_frames = self.transformer.config.max_num_frames
+        for count, length in zip(num_latent_frames, num_frames, strict=True):
+            if not 1 <= count <= max_latent_frames:
+                raise ValueError(f"`num_latent_frames` must be from 1 to {max_latent_frames}, got {count}.")
+            if length is not None and length < count:
+                raise ValueError(
+                    f"`num_frames` must be at least `num_latent_frames`, got {length} frames for {count} latent frames."
+                )
+            if len(frame_indices) > count:
+                raise ValueError(f"{len(frame_indices)} given frames do not fit in {count} latent frames.")
+            longest = self._longest_video(count) if length is None else length
+            for index in frame_indices:
+                if not 0 <= index < longest:
+                    raise ValueError(
+                        f"`frame_indices` must be from 0 to {longest - 1} in a video of {longest} frames, got {index}."
+                    )
+        if len(set(frame_indices)) != len(frame_indices):
+            raise ValueError(f"`frame_indices` must differ from each other, got {frame_indices}.")
+
+    def _longest_video(self, num_latent_frames: int) -> int:
+        """The autoencoder has never seen two kept frames farther apart than its longest clip."""
+        return num_latent_frames * self.vae.config.max_num_frames
+
+    def _latent_shape(self, batch_size: int, num_latent_frames: int, height: int, width: int) -> tuple[int, ...]:
+        channels = self.transformer.config.in_channels + self.transformer.num_gap_channels
+        return (
+            batch_size,
+            channels,
+            num_latent_frames,
+            height // self.vae_scale_factor,
+            width // self.vae_scale_factor,
+        )
+
+    def prepare_frames(self, video: ClipInput | None, image: Any, height: int, width: int) -> list[list[torch.Tensor]]:
+        r"""Reads given frames and brings them to one size, filling it and cutting off what sticks out.
+
+        Args:
+            video: Clips, see `open_clips`.
+            image: A picture or a list of pictures: paths, PIL images, arrays or `(C, H, W)` tensors.
+            height: Height of the frames.
+            width: Width of the frames.
+
+        Returns:
+            The frames of every clip, `(1, C, height, width)` in [-1, 1].
+        """
+        if video is not None:
+            clips = [list(source.frames) for source in open_clips(video)]
+        elif image is not None:
+            pictures = image if isinstance(image, list) else [image]
+            clips = [[_read_picture(picture) for picture in pictures]]
+        else:
+            return []
+        return [[_fill_frame(frame[None], height, width) for frame in clip] for clip in clips]
+
+    def encode_frames(self, frames: torch.Tensor, frame_indices: list[int]) -> torch.Tensor:
+        r"""Normalised latents of given frames; neighbours are encoded as one clip, others alone.
+
+        Args:
+            frames: Pixels in [-1, 1], `(batch, channels, given, height, width)`.
+            frame_indices: Their frame indices, rising.
+
+        Returns:
+            float32 `(batch, latent_channels, given, latent_height, latent_width)`.
+        """
+        runs = [
+            self.vae.encode(frames[:, :, run], return_dict=False)[0].mode() for run in consecutive_runs(frame_indices)
+        ]
+        return self.vae.normalize_latents(torch.cat(runs, dim=2).float())
+
+    def prepare_latents(
+        self,
+        num_latent_frames: list[int],
+        height: int,
+        width: int,
+        device: torch.device,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        r"""Noise of the shape of the transformer's input, drawn clip by clip, gap channels one number a frame.
+
+        Args:
+            num_latent_frames: Number of latent frames of each video.
+            height: Height of the frames, in pixels.
+            width: Width of the frames, in pixels.
+            device: Where to put the noise.
+            generator: Source of noise; a list gives every video its own.
+            latents: Noise to take instead.
+        """
+        batch_size, channels = len(num_latent_frames), self.transformer.config.in_channels
+        shape = self._latent_shape(batch_size, max(num_latent_frames), height, width)
+        if latents is None:
+            latents = torch.zeros(shape, device=device)
+            for clip, count in enumerate(num_latent_frames):
+                source = generator[clip] if isinstance(generator, list) else generator
+                size = (1, channels, count, *shape[3:])
+                latents[clip, :channels, :count] = randn_tensor(size, generator=source, device=device)[0]
+                if self.transformer.num_gap_channels:
+                    size = (1, self.transformer.num_gap_channels, count, 1, 1)
+                    latents[clip, channels:, :count] = randn_tensor(size, generator=source, device=device)[0]
+        return self._level_gap_channels(latents.to(device, torch.float32))
+
+    def _level_gap_channels(self, latents: torch.Tensor) -> torch.Tensor:
+        """Makes gap channels constant over height and width; noise of a stochastic scheduler is not."""
+        if not self.transformer.num_gap_channels:
+            return latents
+        latents, gap_channels = latents.tensor_split([self.transformer.config.in_channels], dim=1)
+        return torch.cat([latents, gap_channels[..., :1, :1].expand_as(gap_channels)], dim=1)
+
+    def prepare_given_frames(
+        self,
+        clips: list[list[torch.Tensor]],
+        frame_indices: list[int],
+        frame_mask: torch.Tensor,
+        num_frames: list[int | None],
+        device: torch.device,
+    ) -> GivenFrames | None:
+        r"""Encodes given frames and finds them places among the latent frames; None without frames.
+
+        Args:
+            clips: Frames of every video, or of one for all videos.
+            frame_indices: Where they go in the video.
+            frame_mask: Bool `(batch, kept)`; False for padding.
+            num_frames: Length of each video, where it is asked for.
+            device: Where to put the latents.
+        """
+        if not clips:
+            return None
+        order = sorted(range(len(frame_indices)), key=frame_indices.__getitem__)
+        frame_indices = [frame_indices[i] for i in order]
+        frames = torch.cat([torch.stack([clip[i] for i in order], dim=2) for clip in clips])  # (B, C, M, H, W)
+        latents = self.encode_frames(frames.to(device), frame_indices)
+        latents = latents.expand(len(frame_mask), -1, -1, -1, -1)
+        return place_given_frames(latents, frame_indices, frame_mask, num_frames, self.transformer)
+
+    def set_timesteps(
+        self, num_inference_steps: int, sigmas: list[float] | None, num_tokens: int, device: torch.device
+    ) -> tuple[torch.Tensor, list[float]]:
+        r"""Sets the scheduler's steps; returns its timesteps and the noise level of each, and the last one."""
+        parameters = inspect.signature(self.scheduler.set_timesteps).parameters
+        options: dict[str, Any] = {"num_inference_steps": num_inference_steps}
+        if sigmas is not None:
+            if "sigmas" not in parameters:
+                raise ValueError(f"{type(self.scheduler).__name__} takes no `sigmas`; give `num_inference_steps`.")
+            options = {"sigmas": sigmas, "num_inference_steps": len(sigmas)}
+        if self.scheduler.config.get("use_dynamic_shifting"):
+            options["mu"] = _dynamic_shift(self.scheduler.config, num_tokens)
+        self.scheduler.set_timesteps(device=device, **options)
+        self.scheduler.set_begin_index(0)
+        return self.scheduler.timesteps, self.scheduler.sigmas.tolist()
+
+    def decode_latents(
+        self, latents: torch.Tensor, plan: GapPlan, frame_mask: torch.Tensor, output_type: str = "pil"
+    ) -> list[Any]:
+        r"""Decodes every video in windows of the autoencoder's clip length, so that memory does not grow with it.
+
+        A window without any latent frame repeats the one before it, or after it at the beginning of the video.
+
+        Args:
+            latents: Normalised latent frames, `(batch, latent_channels, kept, height, width)`.
+            plan: Where they go.
+            frame_mask: Bool `(batch, kept)`; False for padding.
+            output_type: `"pil"`, `"np"` or `"pt"`.
+
+        Returns:
+            For every video a list of PIL images, an array `(frames, height, width, channels)` or a tensor
+            `(frames, channels, height, width)`, in [0, 1].
+        """
+        latents = self.vae.denormalize_latents(latents)
+        videos = []
+        for clip, mask in enumerate(frame_mask):
+            kept, positions = latents[clip : clip + 1, :, mask], plan.positions[clip, mask]
+            pieces = [
+                self._decode_window(kept, positions, window, output_type)
+                for window in clip_windows(int(plan.num_frames[clip]), self.vae.config.clip_num_frames)
+            ]
+            videos.append(_concatenate(pieces, output_type))
+        return videos
+
+    def _decode_window(
+        self, latents: torch.Tensor, positions: torch.Tensor, window: ClipWindow, output_type: str
+    ) -> Any:
+        """The new frames of a window of one video, from its latent frames `(1, channels, kept, height, width)`."""
+        inside = (positions >= window.start) & (positions < window.stop)
+        places = positions[inside] - window.start
+        if not inside.any():
+            before = int((positions < window.start).sum())
+            inside = torch.arange(len(positions), device=positions.device) == max(before - 1, 0)
+            places = positions.new_tensor([0 if before else window.stop - window.start - 1])
+        num_frames = window.stop - window.start
+        window_latents = latents.new_zeros(*latents.shape[:2], num_frames, *latents.shape[3:])
+        window_latents[:, :, places] = latents[:, :, inside]
+        keep_mask = torch.zeros(1, num_frames, dtype=torch.bool, device=latents.device)
+        keep_mask[:, places] = True
+        (frames,) = self.vae.decode(window_latents, keep_mask, return_dict=False)
+        new_frames = frames[0, :, window.first_new - window.start :].transpose(0, 1).float()  # (t, C, H, W)
+        return self.video_processor.postprocess(new_frames, output_type)
+
+    @torch.no_grad()
+    @replace_example_docstring(EXAMPLE_DOC_STRING)
+    def __call__(
+        self,
+        num_latent_frames: int | list[int] | None = None,
+        num_frames: int | list[int] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        sigmas: list[float] | None = None,
+        batch_size: int | None = None,
+        video: ClipInput | None = None,
+        image: Any = None,
+        frame_indices: int | list[int] | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        attention_kwargs: dict[str, Any] | None = None,
+        callback_on_step_end: Callable[[Any, int, Any, dict], dict]
+        | PipelineCallback
+        | MultiPipelineCallbacks
+        | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006
+    ) -> GapDiTPipelineOutput | tuple:
+        r"""
+        Generates videos.
+
+        Args:
+            num_latent_frames: Number of latent frames, or of each video; 8 by default. More of them show more that
+                cannot be filled in between.
+            num_frames: Exact number of frames, or of each video; by default what the generated gaps sum to.
+            height: Height in pixels, by default the size the transformer was trained at.
+            width: Width in pixels, likewise.
+            num_inference_steps: Number of steps of the scheduler.
+            sigmas: Noise levels to step through instead, falling, in (0, 1].
+            batch_size: Number of videos; by default that of whichever list or tensor has one, or 1.
+            video: Frames to keep as they are: a path, a list of PIL images, a `(T, H, W, C)` array or a
+                `(B, C, T, H, W)` tensor in [-1, 1]; one clip for all videos or a clip for each.
+            image: A picture to keep, or a list of pictures: paths, PIL images, arrays or `(C, H, W)` tensors.
+            frame_indices: Frame index in the video of every given frame. By default a clip's frames, or one picture,
+                come first. Without `num_frames`, latent frames that are free go before and between them as far as
+                there is room, the rest after.
+            generator: Source of noise; a list gives every video its own.
+            latents: Noise to start from, `(batch, in_channels + num_gap_channels, kept, height / patch, width /
+                patch)`.
+            output_type: `"pil"`, `"np"`, `"pt"`, or `"latent"` for latent frames as they leave the last step.
+            return_dict: Whether to return a `GapDiTPipelineOutput` instead of a tuple.
+            attention_kwargs: `{"scale": weight}` sets the weight of active LoRAs.
+            callback_on_step_end: Called after every step with the pipeline, the step's number and timestep, and a
+                dictionary of `callback_on_step_end_tensor_inputs`; what it returns there is taken over.
+            callback_on_step_end_tensor_inputs: Any of `"latents"` and `"gaps"`.
+
+        Examples:
+
+        Returns:
+            `GapDiTPipelineOutput`, or a tuple of its fields in the same order.
+        """
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+
+        # 1. What is asked for
+        height = height or self.sample_size * self.vae_scale_factor
+        width = width or self.sample_size * self.vae_scale_factor
+        if video is not None and image is not None:
+            raise ValueError("Give `video` or `image`, not both.")
+        clips = self.prepare_frames(video, image, height, width)
+        frame_indices = _resolve_frame_indices(frame_indices, clips)
+        if num_latent_frames is None:
+            num_latent_frames = 8 if latents is None else latents.shape[2]
+        batch_size = _resolve_batch_size(batch_size, num_latent_frames, num_frames, clips, latents)
+        num_latent_frames = _per_video(num_latent_frames, batch_size)
+        num_frames = _per_video(num_frames, batch_size)
+        self.check_inputs(
+            batch_size,
+            num_latent_frames,
+            num_frames,
+            height,
+            width,
+            num_inference_steps,
+            sigmas,
+            frame_indices,
+            generator,
+            latents,
+            output_type,
+            callback_on_step_end_tensor_inputs,
+        )
+        self._attention_kwargs = attention_kwargs
+        self._current_timestep = None
+        self._interrupt = False
+        device = self._execution_device
+
+        # 2. Given frames, noise and steps
+        counts = torch.tensor(num_latent_frames, device=device)
+        frame_mask = torch.arange(max(num_latent_frames), device=device) < counts[:, None]
+        given = self.prepare_given_frames(clips, frame_indices, frame_mask, num_frames, device)
+        latents = self.prepare_latents(num_latent_frames, height, width, device, generator, latents)
+        num_tokens = latents.shape[2] * latents.shape[3] * latents.shape[4]
+        timesteps, noise_levels = self.set_timesteps(num_inference_steps, sigmas, num_tokens, device)
+        self._num_timesteps = len(timesteps)
+        step_options = {"generator": generator} if _takes_generator(self.scheduler) else {}
+
+        # 3. From noise to latent frames and gaps
+        noise = latents
+        gaps, tail = torch.zeros(frame_mask.shape, device=device), None
+        attention_frame_mask = None if frame_mask.all() else frame_mask
+        if given is not None:
+            latents = given.put_on_path(latents, noise, noise_levels[0])
+        with self.progress_bar(total=len(timesteps)) as progress_bar:
+            for i, timestep in enumerate(timesteps):
+                if self.interrupt:
+                    continue
+                self._current_timestep = timestep
+                sigma = noise_levels[i]
+                with self.transformer.cache_context(
+                    "cond", step_index=i, num_inference_steps=len(timesteps), timestep=timestep, sigma=sigma
+                ):
+                    velocity, gaps, *tails = self.transformer(
+                        hidden_states=latents.to(self.transformer.dtype),
+                        # Schedulers that round their timesteps keep exact noise levels.
+                        timestep=torch.full((batch_size,), 1000 * sigma, device=device),
+                        frame_mask=attention_frame_mask,
+                        attention_kwargs=attention_kwargs,
+                        return_dict=False,
+                    )
+                tail = tails[0] if tails else None
+                latents = self.scheduler.step(velocity.float(), timestep, latents, **step_options, return_dict=False)[
+                    0
+                ]
+                latents = self._level_gap_channels(latents)
+                if given is not None:
+                    latents = given.put_on_path(latents, noise, noise_levels[i + 1])
+
+                if callback_on_step_end is not None:
+                    callback_kwargs = {}
+                    for name in callback_on_step_end_tensor_inputs:
+                        callback_kwargs[name] = locals()[name]
+                    callback_outputs = callback_on_step_end(self, i, timestep, callback_kwargs)
+                    latents = callback_outputs.pop("latents", latents)
+                    gaps = callback_outputs.pop("gaps", gaps)
+                progress_bar.update()
+                if XLA_AVAILABLE:
+                    xm.mark_step()
+        self._current_timestep = None
+
+        # 4. Latent frames to their places, and from there to frames
+        fixed_positions = None if given is None else given.positions
+        plan = FlowMatchGapScheduler.gaps_to_positions(gaps, frame_mask, num_frames, tail, fixed_positions)
+        latents = latents[:, : self.transformer.config.in_channels]
+        if output_type == "latent":
+            frames = latents
+        else:
+            self._check_plan(plan, num_latent_frames, num_frames)
+            frames = _stack(self.decode_latents(latents, plan, frame_mask, output_type), output_type)
+
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return frames, plan.gaps, plan.positions, plan.num_frames
+        return GapDiTPipelineOutput(
+            frames=frames, gaps=plan.gaps, positions=plan.positions, num_frames=plan.num_frames
+        )
+
+    def _check_plan(self, plan: GapPlan, num_latent_frames: list[int], num_frames: list[int | None]):
+        for length, count, asked in zip(plan.num_frames.tolist(), num_latent_frames, num_frames, strict=True):
+            if asked is None and length > self._longest_video(count):
+                raise ValueError(
+                    f"The generated gaps make a video of {length} frames from {count} latent frames, more than the"
+                    f" {self._longest_video(count)} that are plausible; give `num_frames`."
+                )
+
+
+def _is_flow_matching(scheduler: Any) -> bool:
+    """Whether a scheduler integrates noise - data from sigma 1 to 0."""
+    if isinstance(scheduler, FLOW_SCHEDULERS):
+        return not scheduler.config.get("invert_sigmas")
+    config = scheduler.config
+    return bool(config.get("use_flow_sigmas")) and config.get("prediction_type") == "flow_prediction"
+
+
+def _takes_generator(scheduler: Any) -> bool:
+    return "generator" in inspect.signature(scheduler.step).parameters
+
+
+def _dynamic_shift(config: Any, num_tokens: int) -> float:
+    """Shift of a schedule with `use_dynamic_shifting`: linear in the number of tokens between two known lengths."""
+    base_tokens, max_tokens = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    base_shift, max_shift = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    return base_shift + (max_shift - base_shift) * (num_tokens - base_tokens) / (max_tokens - base_tokens)
+
+
+def _resolve_frame_indices(frame_indices: int | list[int] | None, clips: list[list[torch.Tensor]]) -> list[int]:
+    """Frame indices of the given frames, by default the first ones."""
+    if not clips:
+        if frame_indices is not None:
+            raise ValueError("`frame_indices` needs the frames, as `video` or `image`.")
+        return []
+    num_given = len(clips[0])
+    if frame_indices is None:
+        frame_indices = list(range(num_given))
+    indices = [frame_indices] if isinstance(frame_indices, int) else list(frame_indices)
+    for clip in clips:
+        if len(clip) != len(indices):
+            raise ValueError(
+                f"`frame_indices` must have an index for each given frame, got {len(indices)} for {len(clip)} frames."
+            )
+    return indices
+
+
+def _resolve_batch_size(
+    batch_size: int | None,
+    num_latent_frames: int | list[int],
+    num_frames: int | list[int] | None,
+    clips: list[list[torch.Tensor]],
+    latents: torch.Tensor | None,
+) -> int:
+    """Number of videos that all arguments agree on."""
+    sizes = {"batch_size": batch_size, "latents": None if latents is None else len(latents)}
+    sizes |= {"video": len(clips) if len(clips) > 1 else None}
+    for name, value in (("num_latent_frames", num_latent_frames), ("num_frames", num_frames)):
+        sizes[name] = len(value) if isinstance(value, list) else None
+    known = {name: size for name, size in sizes.items() if size is not None}
+    if len(set(known.values())) > 1:
+        raise ValueError(f"Arguments disagree about the number of videos: {known}.")
+    return next(iter(known.values()), 1)
+
+
+def _per_video(value: Any, batch_size: int) -> list[Any]:
+    return list(value) if isinstance(value, list) else [value] * batch_size
+
+
+def _read_picture(picture: Any) -> torch.Tensor:
+    """A picture in any form as `(C, H, W)` in [-1, 1]."""
+    if isinstance(picture, (str, PathLike)):
+        return next(open_clips(picture)[0].frames)
+    return frame_to_tensor(picture)
+
+
+def _fill_frame(frame: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Scales `(1, C, H, W)` until it covers `height` x `width`, and cuts that out of its middle."""
+    scale = max(height / frame.shape[2], width / frame.shape[3])
+    if scale != 1:
+        size = [max(round(side * scale), least) for side, least in zip(frame.shape[2:], (height, width), strict=True)]
+        frame = F.interpolate(frame, size=size, mode="bicubic", antialias=True).clamp(-1, 1)
+    top, left = (frame.shape[2] - height) // 2, (frame.shape[3] - width) // 2
+    return frame[:, :, top : top + height, left : left + width]
+
+
+def _concatenate(pieces: list[Any], output_type: str) -> Any:
+    """Joins the windows of a video along time."""
+    if output_type == "pil":
+        return [frame for piece in pieces for frame in piece]
+    return np.concatenate(pieces) if output_type == "np" else torch.cat(pieces)
+
+
+def _stack(videos: list[Any], output_type: str) -> Any:
+    """Joins videos to a batch; arrays and tensors are padded with black frames at the end."""
+    if output_type == "pil":
+        return videos
+    longest = max(len(video) for video in videos)
+    if output_type == "np":
+        return np.stack([np.pad(video, [(0, longest - len(video)), (0, 0), (0, 0), (0, 0)]) for video in videos])
+    return torch.stack([F.pad(video, [0, 0, 0, 0, 0, 0, 0, longest - len(video)]) for video in videos])
