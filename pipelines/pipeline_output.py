@@ -3,11 +3,14 @@ r"""What pipelines return."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers.utils import BaseOutput
 from PIL import Image
+
+from diffusers_vidvae.codec import CompressedVideo
 
 
 @dataclass
@@ -27,3 +30,21 @@ class GapDiTPipelineOutput(BaseOutput):
     gaps: torch.Tensor
     positions: torch.Tensor
     num_frames: torch.Tensor
+
+
+@dataclass
+class VideoCompressionPipelineOutput(BaseOutput):
+    r"""Output of `VideoCompressionPipeline`.
+
+    Args:
+        frames: Decoded clips: lists of images, an array `(batch, frames, height, width, channels)` or a tensor
+            `(batch, frames, channels, height, width)` in [0, 1], or latents `(batch, latent_channels, frames, height,
+            width)` with zeros in the place of dropped frames; a list where clips differ in shape.
+        compressed: The compressed clips.
+        statistics: For every clip what it costs: kept frames, keep rate, latent values per pixel, bits per pixel of
+            the whole file, pixel values per latent value, and so on.
+    """
+
+    frames: torch.Tensor | np.ndarray | list
+    compressed: list[CompressedVideo]
+    statistics: list[dict[str, Any]]
