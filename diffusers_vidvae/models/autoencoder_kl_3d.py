@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +61,8 @@ class RMSNorm3d(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         # A norm needs no copy of its input, unlike the mean of squares.
-        norm = torch.linalg.vector_norm(hidden_states, dim=1, keepdim=True, dtype=torch.float32)
+        dtype = torch.promote_types(hidden_states.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(hidden_states, dim=1, keepdim=True, dtype=dtype)
         scale = torch.rsqrt(norm.square() / hidden_states.shape[1] + self.eps).to(hidden_states.dtype)
         weight = self.weight[:, None, None, None]
         if torch.is_grad_enabled():
@@ -91,7 +92,7 @@ def causal_pad(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     r"""Prepends `padding` past frames: those of `state`, or the first frame repeated at the start of a clip.
 
-    One frame at the start of a clip is returned as it is, standing for a still clip.
+    A clip of one frame is returned as it is, standing for a still clip.
 
     Args:
         hidden_states: Frames `(B, C, T, H, W)`.
@@ -101,11 +102,9 @@ def causal_pad(
     Returns:
         The padded frames, channels last, and the past frames for the next call (`None` if `state` is).
     """
-    started = isinstance(state, torch.Tensor)
     batch_size, channels, num_frames, height, width = hidden_states.shape
-    if num_frames == 1 and not started:
-        past = None if state is None else hidden_states.expand(-1, -1, padding, -1, -1)
-        return hidden_states, past
+    if num_frames == 1 and state is None:
+        return hidden_states, None
 
     # Filled in place, since neither `torch.cat` of expanded frames nor `F.pad` keeps the layout on every backend.
     padded = torch.empty(
@@ -114,7 +113,7 @@ def causal_pad(
         device=hidden_states.device,
         memory_format=torch.channels_last_3d,
     )
-    padded[:, :, :padding] = state if started else hidden_states[:, :, :1]
+    padded[:, :, :padding] = state if isinstance(state, torch.Tensor) else hidden_states[:, :, :1]
     padded[:, :, padding:] = hidden_states
     past = None if state is None else padded[:, :, num_frames:].clone(memory_format=torch.channels_last_3d)
     return padded, past
@@ -248,6 +247,8 @@ def repeat_nearest(hidden_states: torch.Tensor, time: bool) -> torch.Tensor:
 class BlockRunner(nn.Module):
     """Base of modules that run blocks one after another, keeping the blocks' states in a dict."""
 
+    _gradient_checkpointing_func: Callable[..., tuple[torch.Tensor, BlockState]]
+
     def __init__(self):
         super().__init__()
         self.gradient_checkpointing = False
@@ -320,17 +321,15 @@ def run_in_pieces(
     if piece_frames is None or num_frames <= piece_frames:
         return stage(hidden_states, state)
     state = {} if state is None else state
-    output = None
+    output: torch.Tensor | None = None
     for start in range(0, num_frames, piece_frames):
         piece = stage(hidden_states[:, :, start : start + piece_frames], state)
         if output is None:
-            shape = list(piece.shape)
-            shape[2] = int(num_frames * frame_ratio)
+            shape = (*piece.shape[:2], int(num_frames * frame_ratio), *piece.shape[3:])
             output = torch.empty(shape, dtype=piece.dtype, device=piece.device, memory_format=torch.channels_last_3d)
         stop = min(start + piece_frames, num_frames)
-        # A still first piece may be one frame for several, which the assignment repeats.
         output[:, :, int(start * frame_ratio) : int(stop * frame_ratio)] = piece
-    return output
+    return cast(torch.Tensor, output)
 
 
 class Encoder3D(BlockRunner):
@@ -428,8 +427,7 @@ class Decoder3D(BlockRunner):
             full_resolution_frames: Frames that the full-resolution level takes at a time.
 
         Returns:
-            Pixels; one frame, standing for as many equal ones as a latent decodes to, when a clip starts with a single
-            latent.
+            Pixels; of a whole clip of one latent, which is still, one frame that stands for all.
         """
         hidden_states = self.run_block(self.conv_in, latents, state, "conv_in")
         hidden_states = self.mid_block(hidden_states, nested_state(state, "mid_block"))
@@ -446,11 +444,26 @@ class Decoder3D(BlockRunner):
 
 
 class Tile(NamedTuple):
-    """A rectangle of the latent map, and its blending weight `(h, w)`; `None` if it is the whole map."""
+    """A rectangle of the latent map, and the blending weight of its values; `None` if it is the whole map."""
 
     rows: slice
     columns: slice
     weight: torch.Tensor | None
+
+    def region(self, values: torch.Tensor, scale: int = 1) -> torch.Tensor:
+        """The part of `(..., H, W)`, `scale` times as dense as the latents, that the tile covers."""
+        rows, columns = (slice(axis.start * scale, axis.stop * scale) for axis in (self.rows, self.columns))
+        return values[..., rows, columns]
+
+    def add_to(self, total: torch.Tensor, values: torch.Tensor, scale: int = 1):
+        """Adds weighted values to their region of `total`, which may crop them; one frame is repeated."""
+        region = self.region(total, scale)
+        height, width = region.shape[3:]
+        values = values[:, :, : region.shape[2], :height, :width]
+        if self.weight is None:
+            region.copy_(values)
+        else:
+            region.add_(values * self.weight[:height, :width].to(values))
 
 
 def tile_spans(length: int, tile_length: int, overlap: int) -> list[tuple[int, int]]:
@@ -599,7 +612,8 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
         self.use_slicing = False
         self.use_tiling = False
         self.tile_sample_size = (256, 256)
-        self.tile_overlap: float | str = 0.25
+        self.tile_overlap = 0.25
+        self.exact_tiling = False
         self.chunk_frames: int | None = None
         self.full_resolution_frames: int | None = None
 
@@ -687,16 +701,17 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
         sides = (tile_sample_size,) * 2 if isinstance(tile_sample_size, int) else tuple(tile_sample_size)
         if len(sides) != 2 or any(side < ratio or side % ratio for side in sides):
             raise ValueError(f"`tile_sample_size` must be positive multiples of {ratio}, got {tile_sample_size}.")
-        if tile_overlap == "exact":
-            if min(sides) <= self.exact_tile_overlap:
-                raise ValueError(
-                    f"Tiles must be larger than their exact overlap of {self.exact_tile_overlap} pixels, got {sides}."
-                )
-        elif isinstance(tile_overlap, str) or not 0 <= tile_overlap < 1:
+        exact = tile_overlap == "exact"
+        if exact and min(sides) <= self.exact_tile_overlap:
+            raise ValueError(
+                f"Tiles must be larger than their exact overlap of {self.exact_tile_overlap} pixels, got {sides}."
+            )
+        if not exact and (isinstance(tile_overlap, str) or not 0 <= tile_overlap < 1):
             raise ValueError(f"`tile_overlap` must be in [0, 1) or 'exact', got {tile_overlap!r}.")
         super().enable_tiling()
         self.tile_sample_size = sides
-        self.tile_overlap = tile_overlap
+        self.exact_tiling = exact
+        self.tile_overlap = 0.0 if exact else float(tile_overlap)
 
     @property
     def exact_tile_overlap(self) -> int:
@@ -726,45 +741,10 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
             ValueError: The shape or dtype does not fit, or values are not finite.
         """
         self._check_pixels(x, check_finite)
-        if self.use_slicing and x.shape[0] > 1:
-            parameters = torch.cat([self._encode_clips(clip) for clip in x.split(1)])
-        else:
-            parameters = self._encode_clips(x)
-        posterior = DiagonalGaussianDistribution(parameters)
+        clips = x.split(1) if self.use_slicing else [x]
+        parameters = [self._encode_frames(clip) for clip in clips]
+        posterior = DiagonalGaussianDistribution(parameters[0] if len(clips) == 1 else torch.cat(parameters))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
-
-    def _encode_clips(self, x: torch.Tensor) -> torch.Tensor:
-        ratio = self.temporal_compression_ratio
-        _, *latent_shape = self.latent_shape(*x.shape[2:])
-        tiles = self._plan_tiles(*latent_shape[1:], scale=1, margin=self.encoder_reach)
-        chunks = self._plan_chunks(latent_shape[0])
-        if len(tiles) == len(chunks) == 1:
-            return self._encode_tile(x, tiles[0], None, padded_frames=latent_shape[0] * ratio).contiguous()
-
-        parameters = None
-        for tile in tiles:
-            state: State = {}
-            for start, stop in chunks:
-                frames = x[:, :, start * ratio : stop * ratio]
-                values = self._encode_tile(frames, tile, state, padded_frames=(stop - start) * ratio)
-                if parameters is None:
-                    parameters = values.new_zeros(*values.shape[:2], *latent_shape)
-                add_tile(parameters[:, :, start:stop, tile.rows, tile.columns], values, tile)
-        return parameters
-
-    def _encode_tile(self, frames: torch.Tensor, tile: Tile, state: State | None, padded_frames: int) -> torch.Tensor:
-        """Encodes a tile of frames `(B, C, T, H, W)`, padded as it needs."""
-        ratio = self.spatial_compression_ratio
-        rows, columns = (slice(side.start * ratio, side.stop * ratio) for side in (tile.rows, tile.columns))
-        frames = frames[..., rows, columns]
-        low, high = self.config.pixel_range
-        # Mapped before the cast, which would else lose levels.
-        frames = ((frames + 1) * ((high - low) / 2) + low).to(self.encoder.conv_in.conv.weight.dtype)
-        still = frames.shape[2] == 1 and not state
-        frames = edge_pad(frames, 2, 1 if still else padded_frames)
-        frames = edge_pad(edge_pad(frames, 3, rows.stop - rows.start), 4, columns.stop - columns.start)
-        frames = frames.contiguous(memory_format=torch.channels_last_3d)
-        return self.encoder(frames, state, self.full_resolution_frames)
 
     @apply_forward_hook
     @torch.no_grad()
@@ -777,33 +757,58 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
 
         Yields:
             Parameters of the latent distribution, `(B, 2 * latent_channels, t', h, w)`, as soon as they are known; put
-            together, those of `encode`. Pieces longer than `chunk_frames`, if set, are split.
+            together, those of `encode`.
         """
         ratio = self.temporal_compression_ratio
         states: dict[int, State] = {}
         rest = None
         for piece in pieces:
             self._check_pixels(piece, check_finite)
-            frames = piece if rest is None else torch.cat([_check_same_size(piece, rest), piece], dim=2)
-            num_ready = frames.shape[2] // ratio * ratio
-            for chunk in self._split_chunk(frames[:, :, :num_ready], ratio):
-                yield self._encode_next(chunk, states)
+            if rest is not None:
+                _check_same_size(piece, rest)
+                piece = torch.cat([rest, piece], dim=2)
+            num_ready = piece.shape[2] // ratio * ratio
             # Copied, so that a few frames do not hold on to a long piece.
-            rest = frames[:, :, num_ready:].clone()
+            rest = piece[:, :, num_ready:].clone()
+            if num_ready:
+                yield self._encode_frames(piece[:, :, :num_ready], states)
         if rest is not None and rest.shape[2]:
-            yield self._encode_next(rest, states)
+            yield self._encode_frames(rest, states)
 
-    def _encode_next(self, frames: torch.Tensor, states: dict[int, State]) -> torch.Tensor:
-        """Encodes the next frames of a stream, all tiles of them."""
+    def _encode_frames(self, x: torch.Tensor, states: dict[int, State] | None = None) -> torch.Tensor:
+        """Encodes a clip to distribution parameters, or the next frames of a stream, whose tiles have `states`."""
         ratio = self.temporal_compression_ratio
-        _, *latent_shape = self.latent_shape(*frames.shape[2:])
-        parameters = None
-        for index, tile in enumerate(self._plan_tiles(*latent_shape[1:], scale=1, margin=self.encoder_reach)):
-            values = self._encode_tile(frames, tile, states.setdefault(index, {}), latent_shape[0] * ratio)
-            if parameters is None:
-                parameters = values.new_zeros(*values.shape[:2], *latent_shape)
-            add_tile(parameters[..., tile.rows, tile.columns], values, tile)
+        _, num_latents, height, width = self.latent_shape(*x.shape[2:])
+        tiles = self._plan_tiles(height, width, 1, self.encoder_reach)
+        chunks = self._plan_chunks(num_latents)
+        is_image = x.shape[2] == 1 and not states
+        whole = is_image or (states is None and len(chunks) == 1)
+        if whole and len(tiles) == 1:
+            return self._encode_tile(x, tiles[0], None, 1 if is_image else num_latents * ratio).contiguous()
+
+        shape = (x.shape[0], 2 * self.config.latent_channels, num_latents, height, width)
+        parameters = x.new_zeros(shape, dtype=self.encoder.conv_in.conv.weight.dtype)
+        for index, tile in enumerate(tiles):
+            state = None if whole else nested_state({} if states is None else states, index)
+            for start, stop in chunks:
+                frames = x[:, :, start * ratio : stop * ratio]
+                values = self._encode_tile(frames, tile, state, 1 if is_image else (stop - start) * ratio)
+                tile.add_to(parameters[:, :, start:stop], values)
         return parameters
+
+    def _encode_tile(self, frames: torch.Tensor, tile: Tile, state: State | None, num_frames: int) -> torch.Tensor:
+        """Encodes a tile of a few frames, padded to `num_frames`."""
+        ratio = self.spatial_compression_ratio
+        low, high = self.config.pixel_range
+        frames = tile.region(frames, ratio)
+        # Mapped before the cast, which would else lose levels.
+        frames = ((frames + 1) * ((high - low) / 2) + low).to(self.encoder.conv_in.conv.weight.dtype)
+        frames = edge_pad(frames, 2, num_frames)
+        frames = edge_pad(frames, 3, (tile.rows.stop - tile.rows.start) * ratio)
+        frames = edge_pad(frames, 4, (tile.columns.stop - tile.columns.start) * ratio)
+        return self.encoder(
+            frames.contiguous(memory_format=torch.channels_last_3d), state, self.full_resolution_frames
+        )
 
     # Decoding
 
@@ -834,44 +839,13 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
             ValueError: The latents' shape does not fit the model or the given size, or values are not finite.
         """
         self._check_latents(z, check_finite)
-        size = self._pixel_size(z, num_frames, height, width)
-        if self.use_slicing and z.shape[0] > 1:
-            sample = torch.cat([self._decode_clips(latents, *size) for latents in z.split(1)])
-        else:
-            sample = self._decode_clips(z, *size)
+        num_frames = self._cropped("num_frames", num_frames, z.shape[2], self.temporal_compression_ratio)
+        height = self._cropped("height", height, z.shape[3], self.spatial_compression_ratio)
+        width = self._cropped("width", width, z.shape[4], self.spatial_compression_ratio)
+        clips = z.split(1) if self.use_slicing else [z]
+        samples = [self._decode_latents(clip, num_frames, height, width) for clip in clips]
+        sample = samples[0] if len(clips) == 1 else torch.cat(samples)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
-
-    def _decode_clips(self, z: torch.Tensor, num_frames: int, height: int, width: int) -> torch.Tensor:
-        ratio = self.temporal_compression_ratio
-        tiles = self._plan_tiles(*z.shape[3:], scale=self.spatial_compression_ratio, margin=self.decoder_reach)
-        chunks = self._plan_chunks(z.shape[2])
-        if len(tiles) == len(chunks) == 1:
-            sample = self._decode_tile(z, tiles[0], None)[:, :, :num_frames, :height, :width]
-            return sample.expand(-1, -1, num_frames, -1, -1).contiguous()
-
-        sample = None
-        for tile in tiles:
-            state: State = {}
-            for start, stop in chunks:
-                values = self._decode_tile(z[:, :, start:stop], tile, state)
-                if sample is None:
-                    sample = values.new_zeros(*values.shape[:2], num_frames, height, width)
-                region = self._pixel_region(sample[:, :, start * ratio : stop * ratio], tile)
-                add_tile(region, values, tile)
-        return sample
-
-    def _decode_tile(self, latents: torch.Tensor, tile: Tile, state: State | None) -> torch.Tensor:
-        """Decodes a tile of latents `(B, C, T', h, w)`; one frame stands for a latent that starts a clip alone."""
-        latents = latents[..., tile.rows, tile.columns].to(self.decoder.conv_in.conv.weight.dtype)
-        latents = latents.contiguous(memory_format=torch.channels_last_3d)
-        sample = self.decoder(latents, state, self.full_resolution_frames)
-        low, high = self.config.pixel_range
-        return (sample - low) * (2 / (high - low)) - 1
-
-    def _pixel_region(self, sample: torch.Tensor, tile: Tile) -> torch.Tensor:
-        ratio = self.spatial_compression_ratio
-        rows, columns = (slice(side.start * ratio, side.stop * ratio) for side in (tile.rows, tile.columns))
-        return sample[..., rows, columns]
 
     @apply_forward_hook
     @torch.no_grad()
@@ -888,13 +862,12 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
         Args:
             pieces: Consecutive latent frames, `(B, latent_channels, t', h, w)`, any number in each.
             num_frames: Frames of the whole clip; by default 4 for each latent frame.
-            height: Height to crop to.
-            width: Width to crop to.
+            height: Height to crop to; by default `8 * h`.
+            width: Width to crop to; by default `8 * w`.
             check_finite: Whether to refuse NaN and infinite latents.
 
         Yields:
-            Pixels `(B, C, t, height, width)`; put together, those of `decode`. Pieces longer than `chunk_frames`, if
-            set, are split.
+            Pixels `(B, C, t, height, width)` of every piece; put together, those of `decode`.
 
         Raises:
             ValueError: A shape does not fit, or the pieces hold more or fewer latent frames than `num_frames` needs.
@@ -906,35 +879,46 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
         first = None
         for piece in pieces:
             self._check_latents(piece, check_finite)
-            first = piece[:, :, :1].clone() if first is None else _check_same_size(piece, first)
-            for chunk in self._split_chunk(piece, 1):
-                seen += chunk.shape[2]
-                if num_latents is not None and seen > num_latents:
-                    raise ValueError(f"{num_frames} frames have {num_latents} latent frames, got {seen} or more.")
-                frames = seen * ratio if num_frames is None else min(seen * ratio, num_frames)
-                frames -= (seen - chunk.shape[2]) * ratio
-                yield self._decode_next(chunk, states, frames, height, width)
+            first = piece[:, :, :1].clone() if first is None else first
+            _check_same_size(piece, first)
+            start, seen = seen, seen + piece.shape[2]
+            if num_latents is not None and seen > num_latents:
+                raise ValueError(f"{num_frames} frames have {num_latents} latent frames, got {seen} or more.")
+            frames = seen * ratio if num_frames is None else min(seen * ratio, num_frames)
+            piece_height = self._cropped("height", height, piece.shape[3], self.spatial_compression_ratio)
+            piece_width = self._cropped("width", width, piece.shape[4], self.spatial_compression_ratio)
+            yield self._decode_latents(piece, frames - start * ratio, piece_height, piece_width, states)
         if num_latents is not None and seen < num_latents:
             raise ValueError(f"{num_frames} frames have {num_latents} latent frames, got {seen}.")
 
-    def _decode_next(
-        self,
-        latents: torch.Tensor,
-        states: dict[int, State],
-        num_frames: int,
-        height: int | None,
-        width: int | None,
+    def _decode_latents(
+        self, z: torch.Tensor, num_frames: int, height: int, width: int, states: dict[int, State] | None = None
     ) -> torch.Tensor:
-        """Decodes the next latents of a stream, all tiles of them."""
-        _, height, width = self._pixel_size(latents, None, height, width)
-        sample = None
-        scale = self.spatial_compression_ratio
-        for index, tile in enumerate(self._plan_tiles(*latents.shape[3:], scale=scale, margin=self.decoder_reach)):
-            values = self._decode_tile(latents, tile, states.setdefault(index, {}))
-            if sample is None:
-                sample = values.new_zeros(*values.shape[:2], num_frames, height, width)
-            add_tile(self._pixel_region(sample, tile), values, tile)
+        """Decodes a clip and crops it, or the next latents of a stream, whose tiles have `states`."""
+        ratio, scale = self.temporal_compression_ratio, self.spatial_compression_ratio
+        tiles = self._plan_tiles(z.shape[3], z.shape[4], scale, self.decoder_reach)
+        chunks = self._plan_chunks(z.shape[2])
+        whole = states is None and len(chunks) == 1
+        if whole and len(tiles) == 1:
+            sample = self._decode_tile(z, tiles[0], None)[:, :, :num_frames, :height, :width]
+            return sample.expand(-1, -1, num_frames, -1, -1).contiguous()
+
+        shape = (z.shape[0], self.config.out_channels, num_frames, height, width)
+        sample = z.new_zeros(shape, dtype=self.decoder.conv_in.conv.weight.dtype)
+        for index, tile in enumerate(tiles):
+            state = None if whole else nested_state({} if states is None else states, index)
+            for start, stop in chunks:
+                values = self._decode_tile(z[:, :, start:stop], tile, state)
+                tile.add_to(sample[:, :, start * ratio : stop * ratio], values, scale)
         return sample
+
+    def _decode_tile(self, latents: torch.Tensor, tile: Tile, state: State | None) -> torch.Tensor:
+        """Decodes a tile of a few latents; one frame stands for a still clip."""
+        low, high = self.config.pixel_range
+        latents = tile.region(latents).to(self.decoder.conv_in.conv.weight.dtype)
+        latents = latents.contiguous(memory_format=torch.channels_last_3d)
+        sample = self.decoder(latents, state, self.full_resolution_frames)
+        return (sample - low) * (2 / (high - low)) - 1
 
     def forward(
         self,
@@ -943,7 +927,7 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
         return_dict: bool = True,
         generator: torch.Generator | None = None,
         return_posterior: bool = False,
-    ) -> AutoencoderKL3DOutput | tuple[torch.Tensor, ...]:
+    ) -> AutoencoderKL3DOutput | tuple[Any, ...]:
         r"""Encodes and decodes.
 
         Args:
@@ -975,7 +959,7 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
         )
 
     def normalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        r"""Brings latents to zero mean and a deviation of `scaling_factor`; needs no statistics if there are none."""
+        r"""Brings latents to zero mean and a deviation of `scaling_factor` per channel, given their statistics."""
         mean, std = self._latent_statistics(latents)
         return (latents - mean) * (self.config.scaling_factor / std)
 
@@ -992,26 +976,22 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
 
     # Geometry and checks
 
-    def _plan_chunks(self, latent_frames: int) -> list[tuple[int, int]]:
-        step = (
-            self.chunk_frames or latent_frames * self.temporal_compression_ratio
-        ) // self.temporal_compression_ratio
-        return [(start, min(start + step, latent_frames)) for start in range(0, latent_frames, step)]
-
-    def _split_chunk(self, frames: torch.Tensor, frames_per_latent: int) -> Iterable[torch.Tensor]:
-        if not self.chunk_frames or not frames.shape[2]:
-            return [frames] if frames.shape[2] else []
-        return frames.split(self.chunk_frames // self.temporal_compression_ratio * frames_per_latent, dim=2)
+    def _plan_chunks(self, num_latents: int) -> list[tuple[int, int]]:
+        step = self.chunk_frames // self.temporal_compression_ratio if self.chunk_frames else num_latents
+        return [(start, min(start + step, num_latents)) for start in range(0, num_latents, step)]
 
     def _plan_tiles(self, height: int, width: int, scale: int, margin: int) -> list[Tile]:
-        """Tiles of a latent map of `(height, width)`, with weights for values `scale` times as dense."""
+        """Tiles of a latent map, with weights for values `scale` times as dense, bad within `margin` of a seam."""
         ratio = self.spatial_compression_ratio
         tile_height, tile_width = (side // ratio for side in self.tile_sample_size)
         if not self.use_tiling or (height <= tile_height and width <= tile_width):
             return [Tile(slice(0, height), slice(0, width), None)]
         axes = []
         for length, tile_length in ((height, tile_height), (width, tile_width)):
-            spans = tile_spans(length, tile_length, self._overlap(tile_length))
+            overlap = min(math.ceil(self.tile_overlap * tile_length), tile_length - 1)
+            if self.exact_tiling:
+                overlap = self.exact_tile_overlap // ratio
+            spans = tile_spans(length, tile_length, overlap)
             weights = blend_weights([(start * scale, stop * scale) for start, stop in spans], margin)
             axes.append([(slice(*span), weight) for span, weight in zip(spans, weights, strict=True)])
         return [
@@ -1020,26 +1000,16 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
             for columns, column_weight in axes[1]
         ]
 
-    def _overlap(self, tile_length: int) -> int:
-        if self.tile_overlap == "exact":
-            return self.exact_tile_overlap // self.spatial_compression_ratio
-        return min(math.ceil(self.tile_overlap * tile_length), tile_length - 1)
-
-    def _pixel_size(
-        self, z: torch.Tensor, num_frames: int | None, height: int | None, width: int | None
-    ) -> tuple[int, int, int]:
-        ratios = (self.temporal_compression_ratio,) + (self.spatial_compression_ratio,) * 2
-        names = ("num_frames", "height", "width")
-        sizes = []
-        for name, size, ratio, length in zip(names, (num_frames, height, width), ratios, z.shape[2:], strict=True):
-            size = length * ratio if size is None else size
-            if math.ceil(size / ratio) != length:
-                raise ValueError(
-                    f"`{name}` = {size} needs {math.ceil(size / ratio)} latents, got {length}, which decode to"
-                    f" {(length - 1) * ratio + 1} to {length * ratio}."
-                )
-            sizes.append(size)
-        return sizes[0], sizes[1], sizes[2]
+    def _cropped(self, name: str, size: int | None, num_latents: int, ratio: int) -> int:
+        """The size to crop to, checked against the latents."""
+        if size is None:
+            return num_latents * ratio
+        if math.ceil(size / ratio) != num_latents:
+            raise ValueError(
+                f"`{name}` = {size} needs {math.ceil(size / ratio)} latents, got {num_latents}, which decode to"
+                f" {(num_latents - 1) * ratio + 1} to {num_latents * ratio}."
+            )
+        return size
 
     def _check_pixels(self, x: torch.Tensor, check_finite: bool):
         channels, least = self.config.in_channels, self.spatial_compression_ratio
@@ -1060,26 +1030,14 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
             _check_finite(z, "Latents")
 
 
-def add_tile(region: torch.Tensor, values: torch.Tensor, tile: Tile):
-    """Adds a weighted tile to its region, which may crop it; one frame of values is repeated."""
-    values = values[:, :, : region.shape[2], : region.shape[3], : region.shape[4]]
-    if tile.weight is None:
-        region.copy_(values)
-    else:
-        region.add_(values * tile.weight[: region.shape[3], : region.shape[4]].to(values))
-
-
-def _check_same_size(piece: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+def _check_same_size(piece: torch.Tensor, first: torch.Tensor):
     if piece.shape[:2] != first.shape[:2] or piece.shape[3:] != first.shape[3:]:
-        raise ValueError(
-            f"All pieces must have the batch, channels, height and width of the first, {tuple(first.shape)}, got"
-            f" {tuple(piece.shape)}."
-        )
-    return first
+        raise ValueError(f"All pieces must be of one size, got {tuple(first.shape)} and {tuple(piece.shape)}.")
 
 
 def _check_finite(values: torch.Tensor, name: str):
-    if torch.isnan(values).any():
-        raise ValueError(f"{name} hold NaN: {int(torch.isnan(values).sum())} of {values.numel()} values.")
+    num_nan = int(torch.isnan(values).sum())
+    if num_nan:
+        raise ValueError(f"{name} hold NaN: {num_nan} of {values.numel()} values.")
     if not torch.isfinite(values).all():
         raise ValueError(f"{name} hold infinite values.")
