@@ -2,17 +2,22 @@ r"""Clips as pipelines are given them, brought to one form: frames one after the
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 from PIL import Image
+
+
+if TYPE_CHECKING:
+    from diffusers_vidvae.media import Frame, VideoReader
 
 
 ClipInput: TypeAlias = Any
@@ -124,13 +129,28 @@ def _open_file(path: Path, fps: Fraction | None) -> ClipSource:
     from diffusers_vidvae.media import VideoReader
 
     reader = VideoReader(path)
-
-    def read() -> Iterator[np.ndarray]:
-        return (frame.data for frame in reader)
-
-    source = _open_frames(read(), None, reader.info.fps if fps is None else fps, str(path))
-    source.count = lambda: sum(1 for _ in read())
+    frames = (frame.data for frame in _warn_of_uneven_times(reader))
+    source = _open_frames(frames, None, reader.info.fps if fps is None else fps, str(path))
+    source.count = lambda: sum(1 for _ in reader)
     return source
+
+
+def _warn_of_uneven_times(reader: VideoReader) -> Iterator[Frame]:
+    """The reader's frames, and a warning behind the last one if they are shown for times of different length."""
+    from diffusers_vidvae.media import MediaWarning
+
+    durations: list[float] = []
+    for frame in reader:
+        yield frame
+        durations.append(frame.duration_seconds)
+    # The last frame's duration is often a guess.
+    if durations[:-1] and max(durations[:-1]) > 1.5 * min(durations[:-1]):
+        warnings.warn(
+            f"{reader.path}: its frames last from {1000 * min(durations[:-1]):.0f} to"
+            f" {1000 * max(durations[:-1]):.0f} ms; all of them are kept, evenly spaced. `fps` resamples them by time",
+            MediaWarning,
+            stacklevel=2,
+        )
 
 
 def _open_tensor(clip: torch.Tensor, fps: Fraction | None) -> ClipSource:

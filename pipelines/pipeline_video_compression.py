@@ -34,6 +34,9 @@ from .pipeline_output import VideoCompressionPipelineOutput
 SIZE_MODES = ("auto", "pad", "tile", "resize")
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
+# What the original project writes its videos at.
+UNKNOWN_FPS = Fraction(30)
+
 EXAMPLE_DOC_STRING = """
     Examples:
         ```python
@@ -364,6 +367,38 @@ class VideoCompressionPipeline(DiffusionPipeline):
             pixels = (frames[0].float() / 2 + 0.5).clamp(0, 1) * 255
             yield pixels.round().byte().permute(1, 2, 3, 0).cpu().numpy()
         self.maybe_free_model_hooks()
+
+    def decompress_file(
+        self,
+        compressed: CompressedVideo | str | Path,
+        output: str | Path,
+        fps: float | Fraction | None = None,
+        audio_from: str | Path | None = None,
+        overwrite: bool = False,
+        **writer_options: Any,
+    ) -> Path:
+        r"""Decodes a compressed clip into a video file, an animation or a folder of images, in constant memory.
+
+        Args:
+            compressed: A compressed clip, an `.fsv` file, or a `.pt` file of the original project.
+            output: The file, or folder of PNG images if its name has no ending; nothing is left there after an error.
+            fps: Frame rate; by default the clip's own, or 30 where it has none.
+            audio_from: Media file whose sound is carried over.
+            overwrite: Whether `output` may be replaced.
+            writer_options: Options of `diffusers_vidvae.media.VideoWriter`, such as `lossless` or `crf`.
+
+        Raises:
+            FsvError: The file is damaged, or the clip was compressed by another model.
+            MediaError: `output` exists, cannot be written, or the options do not fit it.
+        """
+        from diffusers_vidvae.media import VideoWriter
+
+        compressed = self.open_compressed(compressed)
+        fps = fps or compressed.header.fps or UNKNOWN_FPS
+        with VideoWriter(output, fps, audio_from=audio_from, overwrite=overwrite, **writer_options) as writer:
+            for frames in self.decompress_frames(compressed):
+                writer.write(frames)
+        return Path(output)
 
     def _latent_windows(self, compressed: CompressedVideo) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yields latents `(1, C, t, h, w)`, zeros for dropped frames, and keep mask `(1, t)` of every window."""
