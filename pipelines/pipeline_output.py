@@ -3,6 +3,7 @@ r"""What pipelines return."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -48,3 +49,25 @@ class VideoCompressionPipelineOutput(BaseOutput):
     frames: torch.Tensor | np.ndarray | list
     compressed: list[CompressedVideo]
     statistics: list[dict[str, Any]]
+
+
+@dataclass
+class VideoReconstructionPipelineOutput(BaseOutput):
+    r"""Output of `VideoReconstructionPipeline`.
+
+    Args:
+        frames: Reconstructed clips: lists of images, an array `(batch, frames, height, width, channels)` or a tensor
+            `(batch, frames, channels, height, width)` in [0, 1], or latents `(batch, latent_channels, latent_frames,
+            latent_height, latent_width)`. An image is a clip of one frame.
+        original: The clips that were encoded, in the same form; None with latents.
+        metrics: Fidelity of every clip as `ClipMetrics.compute` of `diffusers_vidvae.metrics` gives it; None unless
+            asked for.
+        keep_mask: Frames that were decoded from their latents, bool `(batch, frames)`; None if all were.
+        fps: Frame rate of the clips; None when unknown.
+    """
+
+    frames: torch.Tensor | np.ndarray | list
+    original: torch.Tensor | np.ndarray | list | None = None
+    metrics: list[dict[str, Any]] | None = None
+    keep_mask: torch.Tensor | None = None
+    fps: Fraction | None = None
