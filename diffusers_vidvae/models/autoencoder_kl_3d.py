@@ -209,12 +209,12 @@ class Downsample3D(nn.Module):
 
     def __init__(self, channels: int, time: bool):
         super().__init__()
-        # Output j of a halved axis sees inputs 2j - 1, 2j and 2j + 1: one past frame, and no input is passed over.
-        self.time_padding = 1 if time else 2
+        self.time = time
         self.conv = TimeConv3d(channels, channels, stride=(2 if time else 1, 2, 2))
 
     def forward(self, hidden_states: torch.Tensor, state: BlockState = None) -> tuple[torch.Tensor, BlockState]:
-        hidden_states, state = causal_pad(hidden_states, state, self.time_padding)
+        # Output j of a halved axis sees inputs 2j - 1, 2j and 2j + 1: one past frame, and no input is passed over.
+        hidden_states, state = causal_pad(hidden_states, state, padding=1 if self.time else 2)
         return self.conv(hidden_states), state
 
 
@@ -277,19 +277,16 @@ class Level3D(BlockRunner):
         in_channels: int,
         out_channels: int,
         num_layers: int,
-        shortcut_kernel_size: int,
-        norm: Callable[[int], nn.Module],
+        make_resnet: Callable[[int, int], ResnetBlock3D],
         resampler: nn.Module | None = None,
-        attention: bool = False,
+        attention: FrameAttention | None = None,
     ):
         super().__init__()
         widths = [in_channels] + [out_channels] * num_layers
-        self.resnets = nn.ModuleList(
-            ResnetBlock3D(width_in, width_out, shortcut_kernel_size, norm)
-            for width_in, width_out in zip(widths[:-1], widths[1:], strict=True)
-        )
-        self.attention = FrameAttention(out_channels, norm) if attention else None
+        self.resnets = nn.ModuleList(map(make_resnet, widths[:-1], widths[1:]))
+        self.attention = attention
         self.resampler = resampler
+        self.frame_step = 2 if getattr(resampler, "time", False) else 1
 
     def forward(self, hidden_states: torch.Tensor, state: State | None = None) -> torch.Tensor:
         for index, resnet in enumerate(self.resnets):
@@ -336,30 +333,13 @@ class Encoder3D(BlockRunner):
     """Pixels to the parameters of the latent distribution."""
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        block_out_channels: tuple[int, ...],
-        layers_per_block: tuple[int, ...],
-        mid_block_layers: int,
-        mid_block_attention: bool,
-        temporal_downsample: tuple[bool, ...],
-        shortcut_kernel_size: int,
-        norm: Callable[[int], nn.Module],
+        self, conv_in: CausalConv3d, down_blocks: Iterable[Level3D], mid_block: Level3D, conv_out: CausalConv3d
     ):
         super().__init__()
-        self.halves_frames_first = temporal_downsample[0]
-        self.conv_in = CausalConv3d(in_channels, block_out_channels[0])
-        self.down_blocks = nn.ModuleList()
-        width_in = block_out_channels[0]
-        for index, (width, num_layers) in enumerate(zip(block_out_channels, layers_per_block, strict=True)):
-            resampler = Downsample3D(width, temporal_downsample[index]) if index < len(temporal_downsample) else None
-            self.down_blocks.append(Level3D(width_in, width, num_layers, shortcut_kernel_size, norm, resampler))
-            width_in = width
-        self.mid_block = Level3D(
-            width_in, width_in, mid_block_layers, shortcut_kernel_size, norm, attention=mid_block_attention
-        )
-        self.conv_out = CausalConv3d(width_in, out_channels, norm=norm(width_in))
+        self.conv_in = conv_in
+        self.down_blocks = nn.ModuleList(down_blocks)
+        self.mid_block = mid_block
+        self.conv_out = conv_out
 
     def forward(
         self, sample: torch.Tensor, state: State | None = None, full_resolution_frames: int | None = None
@@ -371,7 +351,7 @@ class Encoder3D(BlockRunner):
             state: `None` for a whole clip; a dict, empty at the start of a stream, which is updated in place.
             full_resolution_frames: Frames that the full-resolution level takes at a time.
         """
-        step = 2 if self.halves_frames_first else 1
+        step = cast(Level3D, self.down_blocks[0]).frame_step
         pieces = full_resolution_frames and math.ceil(full_resolution_frames / step) * step
         hidden_states = run_in_pieces(self._full_resolution, sample, state, pieces, frame_ratio=1 / step)
         for index, level in enumerate(list(self.down_blocks)[1:], start=1):
@@ -388,33 +368,13 @@ class Decoder3D(BlockRunner):
     """Latents to pixels."""
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        block_out_channels: tuple[int, ...],
-        layers_per_block: tuple[int, ...],
-        mid_block_layers: int,
-        mid_block_attention: bool,
-        temporal_upsample: tuple[bool, ...],
-        shortcut_kernel_size: int,
-        norm: Callable[[int], nn.Module],
+        self, conv_in: CausalConv3d, mid_block: Level3D, up_blocks: Iterable[Level3D], conv_out: CausalConv3d
     ):
         super().__init__()
-        self.doubles_frames_last = temporal_upsample[-1]
-        width_in = block_out_channels[0]
-        self.conv_in = CausalConv3d(in_channels, width_in)
-        self.mid_block = Level3D(
-            width_in, width_in, mid_block_layers, shortcut_kernel_size, norm, attention=mid_block_attention
-        )
-        self.up_blocks = nn.ModuleList()
-        first_upsample = len(block_out_channels) - len(temporal_upsample)
-        for index, (width, num_layers) in enumerate(zip(block_out_channels, layers_per_block, strict=True)):
-            resampler = None
-            if index >= first_upsample:
-                resampler = Upsample3D(width, temporal_upsample[index - first_upsample])
-            self.up_blocks.append(Level3D(width_in, width, num_layers, shortcut_kernel_size, norm, resampler))
-            width_in = width
-        self.conv_out = CausalConv3d(width_in, out_channels, norm=norm(width_in))
+        self.conv_in = conv_in
+        self.mid_block = mid_block
+        self.up_blocks = nn.ModuleList(up_blocks)
+        self.conv_out = conv_out
 
     def forward(
         self, latents: torch.Tensor, state: State | None = None, full_resolution_frames: int | None = None
@@ -433,13 +393,12 @@ class Decoder3D(BlockRunner):
         hidden_states = self.mid_block(hidden_states, nested_state(state, "mid_block"))
         for index, level in enumerate(list(self.up_blocks)[:-1]):
             hidden_states = level(hidden_states, nested_state(state, index))  # (B, C, T, H, W)
-        step = 2 if self.doubles_frames_last else 1
+        step = cast(Level3D, self.up_blocks[-1]).frame_step
         pieces = full_resolution_frames and math.ceil(full_resolution_frames / step)
         return run_in_pieces(self._full_resolution, hidden_states, state, pieces, frame_ratio=step)
 
     def _full_resolution(self, hidden_states: torch.Tensor, state: State | None) -> torch.Tensor:
-        last = len(self.up_blocks) - 1
-        hidden_states = self.up_blocks[last](hidden_states, nested_state(state, last))
+        hidden_states = self.up_blocks[-1](hidden_states, nested_state(state, len(self.up_blocks) - 1))
         return self.run_block(self.conv_out, hidden_states, state, "conv_out")
 
 
@@ -578,34 +537,38 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
     ):
         super().__init__()
         self._check_config()
+        self.spatial_compression_ratio = 2 ** len(temporal_downsample)
+        self.temporal_compression_ratio = 2 ** sum(temporal_downsample)
+
         widths = tuple(block_out_channels)
         encoder_layers = self._per_level(layers_per_block)
         decoder_layers = self._per_level(decoder_layers_per_block or layers_per_block)
+        time_flags = [*temporal_downsample] + [None] * (len(widths) - len(temporal_downsample))
         norm = partial(make_norm, norm_type, norm_num_groups, norm_eps)
+        make_resnet = partial(ResnetBlock3D, shortcut_kernel_size=shortcut_kernel_size, norm=norm)
 
-        self.spatial_compression_ratio = 2 ** len(temporal_downsample)
-        self.temporal_compression_ratio = 2 ** sum(temporal_downsample)
+        def make_levels(
+            resampler: Callable[[int, bool], nn.Module], widths_in: Iterable[int], layers: tuple[int, ...]
+        ) -> Iterator[Level3D]:
+            for width_in, width, num_layers, time in zip(widths_in, widths, layers, time_flags, strict=True):
+                resample = None if time is None else resampler(width, time)
+                yield Level3D(width_in, width, num_layers, make_resnet, resample)
+
+        def make_mid_block() -> Level3D:
+            attention = FrameAttention(widths[-1], norm) if mid_block_attention else None
+            return Level3D(widths[-1], widths[-1], mid_block_layers, make_resnet, attention=attention)
+
         self.encoder = Encoder3D(
-            in_channels,
-            2 * latent_channels,
-            widths,
-            encoder_layers,
-            mid_block_layers,
-            mid_block_attention,
-            tuple(temporal_downsample),
-            shortcut_kernel_size,
-            norm,
+            CausalConv3d(in_channels, widths[0]),
+            make_levels(Downsample3D, (widths[0], *widths[:-1]), encoder_layers),
+            make_mid_block(),
+            CausalConv3d(widths[-1], 2 * latent_channels, norm=norm(widths[-1])),
         )
         self.decoder = Decoder3D(
-            latent_channels,
-            out_channels,
-            widths[::-1],
-            decoder_layers[::-1],
-            mid_block_layers,
-            mid_block_attention,
-            tuple(temporal_downsample)[::-1],
-            shortcut_kernel_size,
-            norm,
+            CausalConv3d(latent_channels, widths[-1]),
+            make_mid_block(),
+            reversed(list(make_levels(Upsample3D, (*widths[1:], widths[-1]), decoder_layers))),
+            CausalConv3d(widths[0], out_channels, norm=norm(widths[0])),
         )
         self._set_reach(encoder_layers, decoder_layers)
 
@@ -803,12 +766,11 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
         frames = tile.region(frames, ratio)
         # Mapped before the cast, which would else lose levels.
         frames = ((frames + 1) * ((high - low) / 2) + low).to(self.encoder.conv_in.conv.weight.dtype)
-        frames = edge_pad(frames, 2, num_frames)
-        frames = edge_pad(frames, 3, (tile.rows.stop - tile.rows.start) * ratio)
-        frames = edge_pad(frames, 4, (tile.columns.stop - tile.columns.start) * ratio)
-        return self.encoder(
-            frames.contiguous(memory_format=torch.channels_last_3d), state, self.full_resolution_frames
-        )
+        height, width = ((axis.stop - axis.start) * ratio for axis in (tile.rows, tile.columns))
+        for dim, length in ((2, num_frames), (3, height), (4, width)):
+            frames = edge_pad(frames, dim, length)
+        frames = frames.contiguous(memory_format=torch.channels_last_3d)
+        return self.encoder(frames, state, self.full_resolution_frames)
 
     # Decoding
 
