@@ -145,9 +145,7 @@ class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             check_sigmas(sigmas)
         self._check_lengths(num_latent_frames, num_frames, frame_indices)
         if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(
-                f"`generator` must have one generator for each of {batch_size} videos, got {len(generator)}."
-            )
+            raise ValueError(f"`generator` must be one or a list of {batch_size}, got a list of {len(generator)}.")
         shape = self._latent_shape(batch_size, max(num_latent_frames), height, width)
         if latents is not None and tuple(latents.shape) != shape:
             raise ValueError(f"`latents` must have shape {shape}, got {tuple(latents.shape)}.")
@@ -166,7 +164,7 @@ class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 raise ValueError(f"`num_latent_frames` must be from 1 to {max_latent_frames}, got {count}.")
             if length is not None and length < count:
                 raise ValueError(
-                    f"`num_frames` must be at least `num_latent_frames`, got {length} frames for {count} latent frames."
+                    f"`num_frames` must be at least the latent frames, got {length} frames for {count} latent frames."
                 )
             if len(frame_indices) > count:
                 raise ValueError(f"{len(frame_indices)} given frames do not fit in {count} latent frames.")
