@@ -426,12 +426,12 @@ class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         if num_latent_frames is None:
             num_latent_frames = 8 if latents is None else latents.shape[2]
         batch_size = _resolve_batch_size(batch_size, num_latent_frames, num_frames, clips, latents)
-        num_latent_frames = _per_video(num_latent_frames, batch_size)
-        num_frames = _per_video(num_frames, batch_size)
+        latent_counts: list[int] = _per_video(num_latent_frames, batch_size)
+        lengths: list[int | None] = _per_video(num_frames, batch_size)
         self.check_inputs(
             batch_size,
-            num_latent_frames,
-            num_frames,
+            latent_counts,
+            lengths,
             height,
             width,
             num_inference_steps,
@@ -448,10 +448,10 @@ class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         device = self._execution_device
 
         # 2. Given frames, noise and steps
-        counts = torch.tensor(num_latent_frames, device=device)
-        frame_mask = torch.arange(max(num_latent_frames), device=device) < counts[:, None]
-        given = self.prepare_given_frames(clips, frame_indices, frame_mask, num_frames, device)
-        latents = self.prepare_latents(num_latent_frames, height, width, device, generator, latents)
+        counts = torch.tensor(latent_counts, device=device)
+        frame_mask = torch.arange(max(latent_counts), device=device) < counts[:, None]
+        given = self.prepare_given_frames(clips, frame_indices, frame_mask, lengths, device)
+        latents = self.prepare_latents(latent_counts, height, width, device, generator, latents)
         num_tokens = latents.shape[2] * latents.shape[3] * latents.shape[4]
         timesteps, noise_levels = self.set_timesteps(num_inference_steps, sigmas, num_tokens, device)
         self._num_timesteps = len(timesteps)
@@ -502,12 +502,12 @@ class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
 
         # 4. Latent frames to their places, and from there to frames
         fixed_positions = None if given is None else given.positions
-        plan = FlowMatchGapScheduler.gaps_to_positions(gaps, frame_mask, num_frames, tail, fixed_positions)
+        plan = FlowMatchGapScheduler.gaps_to_positions(gaps, frame_mask, lengths, tail, fixed_positions)
         latents = latents[:, : self.transformer.config.in_channels]
         if output_type == "latent":
             frames = latents
         else:
-            self._check_plan(plan, num_latent_frames, num_frames)
+            self._check_plan(plan, latent_counts, lengths)
             frames = _stack(self.decode_latents(latents, plan, frame_mask, output_type), output_type)
 
         self.maybe_free_model_hooks()

@@ -292,12 +292,12 @@ class GapDiT(ModelMixin, ConfigMixin, AttentionMixin, FromOriginalModelMixin, Pe
 
         tokens = self.proj_in(hidden_states.flatten(3).permute(0, 2, 3, 1))  # (B, K, N, D)
         time_embedding = modulation = None
+        if self.time_proj is not None:
+            signal_level = 1 - timestep[:, None] / 1000
+            time_tokens = self.time_proj(signal_level.to(self.time_proj.weight.dtype))  # (B, D)
+            tokens = tokens + time_tokens[:, None, None].to(tokens.dtype)
         if self.time_embed is not None:
             time_embedding, modulation = self.time_embed(timestep, tokens.dtype)  # (B, D), (B, 12, D)
-        else:
-            signal_level = 1 - timestep[:, None] / 1000
-            time_embedding = self.time_proj(signal_level.to(self.time_proj.weight.dtype))  # (B, D)
-            tokens = tokens + time_embedding[:, None, None].to(tokens.dtype)
 
         for block in self.transformer_blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
@@ -309,11 +309,11 @@ class GapDiT(ModelMixin, ConfigMixin, AttentionMixin, FromOriginalModelMixin, Pe
 
         tokens = self.norm_out(tokens, time_embedding)  # (B, K, N, D)
         velocity = self.proj_out(tokens).permute(0, 3, 1, 2)  # (B, C, K, N)
-        if self.num_gap_channels:
+        if self.gap_proj is not None and self.gap_pool is not None:
+            gaps, tail = self.gap_pool(self.gap_proj(tokens).squeeze(-1)).squeeze(-1).float(), None  # (B, K)
+        else:
             velocity = self._pool_gap_velocity(velocity)
             gaps, tail = self._estimate_gaps(hidden_states, velocity, timestep, frame_mask)
-        else:
-            gaps, tail = self.gap_pool(self.gap_proj(tokens).squeeze(-1)).squeeze(-1).float(), None  # (B, K)
         sample = velocity.unflatten(3, (height, width))  # (B, C, K, h, w)
 
         if not return_dict:

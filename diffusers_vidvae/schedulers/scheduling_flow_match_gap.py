@@ -144,7 +144,7 @@ class FlowMatchGapScheduler(FlowMatchEulerDiscreteScheduler):
     def gaps_to_positions(
         gaps: torch.Tensor,
         frame_mask: torch.Tensor | None = None,
-        num_frames: int | Sequence[int] | torch.Tensor | None = None,
+        num_frames: int | Sequence[int | None] | torch.Tensor | None = None,
         tail: torch.Tensor | None = None,
         fixed_positions: torch.Tensor | None = None,
     ) -> GapPlan:
@@ -157,7 +157,7 @@ class FlowMatchGapScheduler(FlowMatchEulerDiscreteScheduler):
         Args:
             gaps: Estimates `(batch, kept)`, finite.
             frame_mask: Bool `(batch, kept)`, True for latent frames, which come first, False for padding.
-            num_frames: Exact length of the videos, or of each.
+            num_frames: Exact length of the videos, or of each; None leaves a video's length to its gaps.
             tail: Estimates of the number of frames after the last latent frame, `(batch,)`. Without them a video ends
                 with its last latent frame, unless that one is fixed at an earlier place of a longer video.
             fixed_positions: Frame indices that latent frames must get, int64 `(batch, kept)`, -1 for free ones.
@@ -198,7 +198,9 @@ def check_sigmas(sigmas: Sequence[float]) -> None:
             raise ValueError(f"`sigmas` must fall, but number {i} is {values[i]} after {values[i - 1]}.")
 
 
-def _lengths_per_clip(num_frames: int | Sequence[int] | torch.Tensor | None, batch_size: int) -> list[int | None]:
+def _lengths_per_clip(
+    num_frames: int | Sequence[int | None] | torch.Tensor | None, batch_size: int
+) -> list[int | None]:
     if num_frames is None:
         return [None] * batch_size
     if isinstance(num_frames, torch.Tensor):
