@@ -1,0 +1,93 @@
+"""Training clips by number: the procedural set and folders of media, mixed and augmented."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from .config import DataConfig
+from .draws import ShuffledOrder, numpy_generator
+from .folders import ClipFolder
+from .procedural import ProceduralClips
+
+
+class ClipDataset(Dataset):
+    r"""Clips for a training, by draw.
+
+    An item is a dictionary: `"sample"`, float32 `(3, frames, height, width)` in [-1, 1]; `"frame_mask"`, bool
+    `(frames,)`, False for the padding of clips that are too short; and `"draw"`.
+
+    Args:
+        config: What the clips are made of.
+        seed: Seed of order, crops and flips.
+    """
+
+    def __init__(self, config: DataConfig, seed: int = 0):
+        self.config = config
+        self.seed = seed
+        self.procedural = procedural_clips(config)
+        self.order = ShuffledOrder(len(self.procedural), seed)
+        self.folder: ClipFolder | None = None
+        if config.procedural_share < 1:
+            self.folder = ClipFolder(
+                config.folders,
+                config.num_frames,
+                config.sample_size,
+                fps=config.fps,
+                min_crop=config.min_crop,
+                holdout=config.holdout,
+                cached_side=config.cached_side,
+            )
+
+    def __getitem__(self, draw: int) -> dict[str, torch.Tensor]:
+        rng = numpy_generator(self.seed, draw)
+        if self.folder is None or rng.random() < self.config.procedural_share:
+            frames = torch.from_numpy(self.procedural[self.order[draw]])  # (T, H, W, 3)
+        else:
+            frames = self.folder.clip(rng)
+        frames = self._augment(frames, rng)
+        sample, frame_mask = pad_clip(to_model_range(frames), self.config.num_frames)
+        return {"sample": sample, "frame_mask": frame_mask, "draw": torch.tensor(draw)}
+
+    def _augment(self, frames: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+        flip, reverse, channels = rng.random() < 0.5, rng.random() < 0.5, rng.permutation(3)
+        if self.config.horizontal_flip and flip:
+            frames = frames.flip(2)
+        if self.config.time_reversal and reverse:
+            frames = frames.flip(0)
+        if self.config.channel_shuffle:
+            frames = frames[..., torch.from_numpy(channels)]
+        return frames
+
+
+def procedural_clips(config: DataConfig, seed_offset: int = 0) -> ProceduralClips:
+    """The procedural set of a configuration; another `seed_offset` gives clips that training never sees."""
+    return ProceduralClips(
+        config.num_procedural_clips,
+        num_frames=config.num_frames,
+        height=config.sample_size,
+        width=config.sample_size,
+        seed=config.procedural_seed + seed_offset,
+        max_shapes=config.procedural_max_shapes,
+        contrast=config.procedural_contrast,
+    )
+
+
+def held_out_clips(config: DataConfig, count: int) -> torch.Tensor:
+    """Procedural clips that training never sees, the kinds of motion in turn, `(count, 3, frames, height, width)`."""
+    clips = procedural_clips(config, seed_offset=1)
+    return torch.stack([to_model_range(torch.from_numpy(clips[i])) for i in range(min(count, len(clips)))])
+
+
+def to_model_range(frames: torch.Tensor) -> torch.Tensor:
+    """uint8 `(frames, height, width, 3)` to float32 `(3, frames, height, width)` in [-1, 1]."""
+    return frames.permute(3, 0, 1, 2).float() / 127.5 - 1
+
+
+def pad_clip(sample: torch.Tensor, num_frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pads `(channels, frames, height, width)` with zeros to `num_frames`; also returns the frame mask."""
+    length = sample.shape[1]
+    padded = sample.new_zeros(sample.shape[0], num_frames, *sample.shape[2:])
+    padded[:, :length] = sample
+    return padded, torch.arange(num_frames) < length

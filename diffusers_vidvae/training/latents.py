@@ -1,0 +1,208 @@
+"""Latents of a data set, encoded once and stored in shards, for training GapDiT.
+
+A shard is a safetensors file with the posterior's `mean` and `std`, `(clips, channels, frames, height, width)` in
+float16, the `keep_probs` `(clips, frames)` in float32 and the clips' `num_frames`. Posterior noise and the choice of
+frames are drawn anew whenever a clip is visited. `index.json` describes the set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+
+from diffusers_vidvae.models.frame_select_vae import FrameSelectVAE
+
+from .draws import ShuffledOrder
+
+
+INDEX_FILE = "index.json"
+
+
+def model_hash(model: FrameSelectVAE) -> str:
+    """A fingerprint of a model's weights and configuration."""
+    digest = hashlib.sha256(json.dumps(_architecture(model), sort_keys=True).encode())
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def encode_dataset(
+    vae: FrameSelectVAE,
+    dataset: Dataset,
+    output_dir: str | Path,
+    num_clips: int,
+    shard_size: int = 512,
+    batch_size: int = 8,
+    accelerator: Accelerator | None = None,
+) -> Path:
+    r"""Encodes draws 0 to `num_clips` of a data set into shards.
+
+    Processes share the shards, whose contents do not depend on how many there are. Shards that exist are not encoded
+    again, so an interrupted run continues where it was.
+
+    Args:
+        vae: The autoencoder.
+        dataset: A `ClipDataset`, or another map from draws to `"sample"` and `"frame_mask"`.
+        output_dir: Folder of the shards; may hold shards of this autoencoder only.
+        num_clips: Number of clips.
+        shard_size: Clips of a shard.
+        batch_size: Clips encoded at once.
+        accelerator: Splits the work over its processes.
+
+    Returns:
+        The folder.
+    """
+    if num_clips < 1 or shard_size < 1 or batch_size < 1:
+        raise ValueError(
+            f"`num_clips`, `shard_size` and `batch_size` must be at least 1, got {num_clips}, {shard_size}, {batch_size}."
+        )
+    accelerator = accelerator or Accelerator()
+    output_dir = Path(output_dir)
+    description = {"vae": model_hash(vae), "num_clips": num_clips, "shard_size": shard_size}
+    _check_description(output_dir, description)
+    if accelerator.is_main_process:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        _write_json(output_dir / INDEX_FILE, description | {"complete": False})
+    accelerator.wait_for_everyone()
+
+    vae = vae.to(accelerator.device).eval()
+    starts = range(0, num_clips, shard_size)
+    mine = list(enumerate(starts))[accelerator.process_index :: accelerator.num_processes]
+    for number, start in tqdm(mine, desc="Encoding shards", disable=not accelerator.is_main_process):
+        path = output_dir / f"latents-{number:05d}.safetensors"
+        if not path.exists():
+            _encode_shard(vae, dataset, path, range(start, min(start + shard_size, num_clips)), batch_size)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        shards = [f"latents-{number:05d}.safetensors" for number in range(len(starts))]
+        mean, std = _channel_statistics([output_dir / name for name in shards])
+        index = description | {"complete": True, "shards": shards, "latents_mean": mean, "latents_std": std}
+        _write_json(output_dir / INDEX_FILE, index)
+    accelerator.wait_for_everyone()
+    return output_dir
+
+
+def _encode_shard(vae: FrameSelectVAE, dataset: Dataset, path: Path, draws: range, batch_size: int):
+    parts: dict[str, list[torch.Tensor]] = {"mean": [], "std": [], "keep_probs": [], "num_frames": []}
+    for start in range(draws.start, draws.stop, batch_size):
+        clips = [dataset[draw] for draw in range(start, min(start + batch_size, draws.stop))]
+        sample = torch.stack([clip["sample"] for clip in clips]).to(vae.device)
+        frame_mask = torch.stack([clip["frame_mask"] for clip in clips]).to(vae.device)
+        posterior, keep_probs, _ = vae.encode(sample, frame_mask, return_dict=False)
+        parts["mean"].append(posterior.mean.half().cpu())
+        parts["std"].append(posterior.std.half().cpu())
+        parts["keep_probs"].append(keep_probs.float().cpu())
+        parts["num_frames"].append(frame_mask.sum(dim=1).cpu())
+    temporary = path.with_suffix(".unfinished")
+    try:
+        save_file({name: torch.cat(values).contiguous() for name, values in parts.items()}, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _channel_statistics(paths: list[Path]) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of latents drawn from the posteriors, per channel, over real frames."""
+    total, squares, count = torch.zeros(1), torch.zeros(1), 0
+    for path in paths:
+        with safe_open(path, framework="pt") as shard:
+            mean, std = shard.get_tensor("mean").double(), shard.get_tensor("std").double()
+            real = torch.arange(mean.shape[2]) < shard.get_tensor("num_frames")[:, None]  # (B, T)
+        real = real[:, None, :, None, None]
+        total = total + (mean * real).sum(dim=(0, 2, 3, 4))
+        squares = squares + ((mean.square() + std.square()) * real).sum(dim=(0, 2, 3, 4))
+        count += int(real.sum()) * mean.shape[3] * mean.shape[4]
+    average = total / count
+    deviation = (squares / count - average.square()).clamp(min=1e-12).sqrt()
+    return average.tolist(), deviation.tolist()
+
+
+def _architecture(model: FrameSelectVAE) -> dict[str, Any]:
+    """The configuration, but for what does not change latents."""
+    aside = ("latents_mean", "latents_std")
+    return {name: value for name, value in model.config.items() if name not in aside and not name.startswith("_")}
+
+
+def _check_description(output_dir: Path, description: dict[str, Any]):
+    path = output_dir / INDEX_FILE
+    if path.is_file():
+        found = json.loads(path.read_text())
+        for name, value in description.items():
+            if found.get(name) != value:
+                raise ValueError(f"{output_dir}: holds latents with {name} {found.get(name)}, not {value}.")
+
+
+def _write_json(path: Path, values: dict[str, Any]):
+    temporary = path.with_suffix(".unfinished")
+    temporary.write_text(json.dumps(values, indent=2))
+    os.replace(temporary, path)
+
+
+@dataclass
+class LatentStatistics:
+    """Per-channel mean and standard deviation of latents."""
+
+    mean: list[float]
+    std: list[float]
+
+
+class LatentDataset(Dataset):
+    r"""Encoded clips, by draw: `"mean"` and `"std"` of the posterior, `"keep_probs"`, `"frame_mask"` and `"draw"`.
+
+    Args:
+        folder: What `encode_dataset` wrote.
+        seed: Seed of the order.
+        vae: If given, must be the autoencoder that encoded the set.
+
+    Raises:
+        ValueError: There is no index, or the set is incomplete or was encoded by another autoencoder.
+    """
+
+    def __init__(self, folder: str | Path, seed: int = 0, vae: FrameSelectVAE | None = None):
+        self.folder = Path(folder)
+        path = self.folder / INDEX_FILE
+        if not path.is_file():
+            raise ValueError(f"{self.folder}: holds no {INDEX_FILE}; write it with `vidvae encode-dataset`.")
+        index = json.loads(path.read_text())
+        if not index["complete"]:
+            raise ValueError(f"{self.folder}: is incomplete; run `vidvae encode-dataset` again to finish it.")
+        if vae is not None and index["vae"] != model_hash(vae):
+            raise ValueError(f"{self.folder}: was encoded by another autoencoder than the one given.")
+        self.statistics = LatentStatistics(index["latents_mean"], index["latents_std"])
+        self.shard_size = index["shard_size"]
+        self.shards = [self.folder / name for name in index["shards"]]
+        self.order = ShuffledOrder(index["num_clips"], seed)
+        self._open: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return self.order.length
+
+    def __getitem__(self, draw: int) -> dict[str, torch.Tensor]:
+        return self.clip(self.order[draw]) | {"draw": torch.tensor(draw)}
+
+    def clip(self, index: int) -> dict[str, torch.Tensor]:
+        """An encoded clip by its place in the set."""
+        number, row = divmod(index, self.shard_size)
+        if number not in self._open:
+            self._open[number] = safe_open(self.shards[number], framework="pt")
+        shard = self._open[number]
+        values = {name: shard.get_slice(name)[row] for name in ("mean", "std", "keep_probs", "num_frames")}
+        frame_mask = torch.arange(len(values["keep_probs"])) < values.pop("num_frames")
+        return {name: value.float() for name, value in values.items()} | {"frame_mask": frame_mask}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Open files do not travel to loading workers."""
+        return self.__dict__ | {"_open": {}}

@@ -1,0 +1,156 @@
+r"""Trains an AutoencoderKL3D.
+
+    accelerate launch -m diffusers_vidvae.training.train_autoencoder_kl_3d --config FILE [section.key=value ...]
+
+Two minutes on a CPU, on procedural clips:
+
+    accelerate launch --cpu -m diffusers_vidvae.training.train_autoencoder_kl_3d --config autoencoder_kl_3d_cpu.yaml
+
+A name without a folder is looked up in `diffusers_vidvae/training/configs`. One's own videos and images:
+
+    ... --config autoencoder_kl_3d.yaml 'data.folders=[my_videos]' data.procedural_share=0
+
+The loss is the reconstruction error and the KL divergence, and by choice a perceptual and an adversarial term. Autoencoder
+and discriminator take their steps together, from one backward pass: the discriminator's weights are constants in the
+autoencoder's loss, and the reconstruction is one in the discriminator's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.func import functional_call
+
+from diffusers_vidvae.models.autoencoder_kl_3d import AutoencoderKL3D
+
+from .config import DataConfig, RunConfig, check_model_arguments, check_range, load_config
+from .contact_sheet import save_contact_sheet
+from .data import ClipDataset, held_out_clips
+from .draws import normal_noise, torch_generators
+from .launch import config_path, run_from_command_line
+from .losses import (
+    PatchDiscriminator3D,
+    PerceptualLoss,
+    hinge_discriminator_loss,
+    hinge_generator_loss,
+    kl_loss,
+    mae_loss,
+    mse_loss,
+    psnr,
+)
+from .trainer import Batch, Objective, Trainer
+
+
+@dataclass
+class LossConfig:
+    """Weights of the loss.
+
+    Args:
+        mae_weight: Of the mean absolute error; the mean squared error has weight 1.
+        perceptual_weight: Of VGG features; above 0 needs torchvision.
+        kl_weight: Of the KL divergence.
+        adversarial_weight: Of the discriminator's verdict; 0 trains without a discriminator.
+        adversarial_start: Share of the training after which the discriminator is listened to. It learns before.
+        discriminator_channels: Width of the discriminator's first layer.
+    """
+
+    mae_weight: float = 0.05
+    perceptual_weight: float = 0.0
+    kl_weight: float = 1e-5
+    adversarial_weight: float = 0.0
+    adversarial_start: float = 0.5
+    discriminator_channels: int = 32
+
+    def __post_init__(self):
+        check_range("loss.adversarial_start", self.adversarial_start, 0, 1)
+
+
+@dataclass
+class TrainAutoencoderKL3DConfig:
+    """Sections of the configuration file; `model` holds arguments of `AutoencoderKL3D`."""
+
+    model: dict[str, Any] = field(default_factory=dict)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    run: RunConfig = field(default_factory=lambda: RunConfig(max_steps=1_000_000))
+
+
+class AutoencoderKL3DObjective(Objective):
+    """AutoencoderKL3D with its loss."""
+
+    def __init__(self, model: AutoencoderKL3D, config: TrainAutoencoderKL3DConfig):
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.weights = config.loss
+        self.perceptual = PerceptualLoss() if config.loss.perceptual_weight else None
+        self.discriminator = None
+        if config.loss.adversarial_weight:
+            self.discriminator = PatchDiscriminator3D(model.config.in_channels, config.loss.discriminator_channels)
+
+    def forward(self, batch: Batch, progress: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        weights, frame_mask = self.weights, batch["frame_mask"]
+        sample = repeat_last_frame(batch["sample"], frame_mask)
+        posterior = self.model.encode(sample).latent_dist
+        generators = torch_generators(self.config.run.seed, batch["draw"], stream=2)
+        noise = normal_noise(tuple(posterior.mean.shape[1:]), generators, posterior.mean)
+        decoded = self.model.decode(posterior.mean + posterior.std * noise, *sample.shape[2:]).sample
+
+        mse = mse_loss(decoded, sample, frame_mask)
+        # A latent frame is real if it holds a real frame.
+        latent_mask = frame_mask[:, :: self.model.temporal_compression_ratio]
+        kl = kl_loss(posterior.mean, posterior.logvar, latent_mask)
+        loss = mse + weights.mae_weight * mae_loss(decoded, sample, frame_mask) + weights.kl_weight * kl
+        if self.perceptual is not None:
+            loss = loss + weights.perceptual_weight * self.perceptual(decoded, sample, frame_mask)
+        total = loss.mean()
+        metrics = {"mse": mse.mean(), "kl": kl.mean()}
+        if self.discriminator is not None:
+            adversarial, judging = self._adversarial_losses(decoded, sample)
+            heard = weights.adversarial_weight if progress >= weights.adversarial_start else 0.0
+            total = total + heard * adversarial + judging
+            metrics |= {"adversarial": adversarial, "discriminator": judging}
+        return total, {name: value.detach() for name, value in metrics.items()}
+
+    def _adversarial_losses(self, decoded: torch.Tensor, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss of the autoencoder, without gradient for the discriminator, and the other way round."""
+        constants = {name: weight.detach() for name, weight in self.discriminator.named_parameters()}
+        adversarial = hinge_generator_loss(functional_call(self.discriminator, constants, (decoded,)))
+        judging = hinge_discriminator_loss(self.discriminator(sample), self.discriminator(decoded.detach()))
+        return adversarial, judging
+
+    def validate(self, folder: Path, step: int) -> dict[str, float]:
+        sample = held_out_clips(self.config.data, self.config.run.validation_clips).to(self.model.device)
+        posterior = self.model.encode(sample).latent_dist
+        decoded = self.model.decode(posterior.mode(), *sample.shape[2:]).sample
+        save_contact_sheet(folder / f"step-{step:08d}.png", [sample, decoded])
+        image = self.model.decode(self.model.encode(sample[:, :, :1]).latent_dist.mode(), 1, *sample.shape[3:]).sample
+        return {"psnr": psnr(decoded, sample), "psnr_images": psnr(image, sample[:, :, :1])}
+
+
+def repeat_last_frame(sample: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
+    """Replaces the padding of clips by their last real frame, as the model itself pads."""
+    last = frame_mask.sum(dim=1, keepdim=True) - 1
+    index = torch.minimum(torch.arange(sample.shape[2], device=sample.device)[None], last)  # (B, T)
+    return sample.gather(2, index[:, None, :, None, None].expand_as(sample))
+
+
+def main(path: str | Path, overrides: Sequence[str] = ()) -> Path:
+    """Trains by a configuration file and returns the folder of the model."""
+    config = load_config(TrainAutoencoderKL3DConfig, config_path(path), overrides)
+    torch.manual_seed(config.run.seed)
+    if config.run.pretrained_model:
+        model = AutoencoderKL3D.from_pretrained(config.run.pretrained_model)
+    else:
+        check_model_arguments(AutoencoderKL3D, config.model)
+        model = AutoencoderKL3D(**config.model)
+    dataset = ClipDataset(config.data, config.run.seed)
+    return Trainer(AutoencoderKL3DObjective(model, config), dataset, config.run, config).train()
+
+
+if __name__ == "__main__":
+    run_from_command_line(main, __doc__)

@@ -1,0 +1,241 @@
+r"""Trains a FrameSelectVAE.
+
+    accelerate launch -m diffusers_vidvae.training.train_frame_select_vae --config FILE [section.key=value ...]
+
+Two minutes on a CPU, on procedural clips:
+
+    accelerate launch --cpu -m diffusers_vidvae.training.train_frame_select_vae --config frame_select_vae_cpu.yaml
+
+A name without a folder is looked up in `diffusers_vidvae/training/configs`. One's own videos:
+
+    ... --config frame_select_vae.yaml 'data.folders=[my_videos]' data.procedural_share=0
+
+The recipe: the encoder and its keep head run once for a clip; two masks of frames to keep are drawn from the keep
+probabilities, and one draw of the latents is decoded under both. Pixel, KL and logit terms train by backpropagation.
+Which frames to keep cannot, so the difference of the two reconstruction losses, each with the price of its kept frames,
+trains the keep head by policy gradient. At first, while the decoder learns to fill in frames, all masks are random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather
+
+from diffusers_vidvae.models.frame_select_vae import FrameSelectVAE
+
+from .config import DataConfig, RunConfig, check_model_arguments, check_range, load_config
+from .contact_sheet import save_contact_sheet
+from .data import ClipDataset, held_out_clips
+from .draws import normal_noise, torch_generators, uniform_noise
+from .launch import config_path, run_from_command_line
+from .losses import (
+    KeepCostController,
+    PerceptualLoss,
+    RunningScale,
+    keep_rate,
+    kl_loss,
+    logit_penalty,
+    mae_loss,
+    mse_loss,
+    policy_gradient_loss,
+    psnr,
+)
+from .procedural import MOTIONS
+from .trainer import Batch, Objective, Trainer
+
+
+@dataclass
+class LossConfig:
+    """Weights of the loss.
+
+    Args:
+        mae_weight: Of the mean absolute error; the mean squared error has weight 1.
+        perceptual_weight: Of VGG features; above 0 needs torchvision.
+        kl_weight: Of the KL divergence.
+        logit_weight: Of keep logits beyond `logit_limit`.
+        logit_limit: Largest magnitude of a free logit.
+        policy_weight: Of the policy gradient.
+        trunk_gradient_scale: Factor of the keep head's gradient into the encoder (pooled keep heads only).
+        target_keep_rate: Mean keep rate that the price of a frame is steered to, in (0, 1).
+        initial_keep_price: Price of keeping all frames of a clip, to start from.
+        keep_price_speed: How fast the price follows the keep rate.
+        random_phase: Share of the training with random masks only.
+        random_share: Share of clips that keep random masks afterwards, so that the decoder meets all kinds.
+        full_share: Share of random masks that keep everything.
+    """
+
+    mae_weight: float = 0.05
+    perceptual_weight: float = 0.0
+    kl_weight: float = 1e-4
+    logit_weight: float = 0.01
+    logit_limit: float = 4.0
+    policy_weight: float = 0.01
+    trunk_gradient_scale: float = 0.1
+    target_keep_rate: float = 0.3
+    initial_keep_price: float = 0.01
+    keep_price_speed: float = 0.03
+    random_phase: float = 0.25
+    random_share: float = 0.25
+    full_share: float = 0.25
+
+    def __post_init__(self):
+        check_range("loss.target_keep_rate", self.target_keep_rate, 1e-3, 1)
+        for name in ("random_phase", "random_share", "full_share"):
+            check_range(f"loss.{name}", getattr(self, name), 0, 1)
+
+
+@dataclass
+class TrainFrameSelectVAEConfig:
+    """Sections of the configuration file; `model` holds arguments of `FrameSelectVAE`."""
+
+    model: dict[str, Any] = field(default_factory=dict)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    run: RunConfig = field(default_factory=lambda: RunConfig(max_steps=1_000_000))
+
+
+class FrameSelectObjective(Objective):
+    """FrameSelectVAE with its loss."""
+
+    def __init__(self, model: FrameSelectVAE, config: TrainFrameSelectVAEConfig):
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.loss_config = config.loss
+        self.seed = config.run.seed
+        self.keep_cost = KeepCostController(
+            config.loss.target_keep_rate, config.loss.initial_keep_price, config.loss.keep_price_speed
+        )
+        self.advantage_scale = RunningScale()
+        self.perceptual = PerceptualLoss() if config.loss.perceptual_weight else None
+        if model.config.keep_head == "pooled":
+            model.encoder.keep_head.trunk_gradient_scale = config.loss.trunk_gradient_scale
+
+    def forward(self, batch: Batch, progress: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        weights = self.loss_config
+        sample, frame_mask = batch["sample"], batch["frame_mask"]
+        posterior, keep_probs, keep_logits = self.model.encode(sample, frame_mask, return_dict=False)
+        keep_logits = keep_logits.float()
+
+        drawn, is_random = self._draw_masks(keep_probs.detach(), batch, progress)
+        if progress < weights.random_phase:
+            drawn = drawn[:1]  # a second mask only serves the policy gradient
+        kept = [self._at_least_one(mask, keep_probs, frame_mask) for mask in drawn]
+        decoded = self._decode(posterior, kept, batch)
+        pixel = [self._pixel_loss(frames, sample, frame_mask) for frames in decoded]
+        rates = [keep_rate(mask, frame_mask) for mask in kept]
+
+        mean_pixel = torch.stack(pixel).mean(dim=0)
+        kl = kl_loss(posterior.mean, posterior.logvar, frame_mask)
+        penalty = logit_penalty(keep_logits, weights.logit_limit, frame_mask)
+        loss = mean_pixel + weights.kl_weight * kl + weights.logit_weight * penalty
+        if len(drawn) == 2:
+            costs = [pixel[k].detach() + self.keep_cost.price * rates[k] for k in range(2)]
+            scale = self._scale(costs[0] - costs[1], is_random)
+            policy = policy_gradient_loss(keep_logits, drawn, costs, scale, frame_mask)
+            loss = loss + weights.policy_weight * policy * ~is_random
+        metrics = {
+            "pixel": mean_pixel.mean(),
+            "mse": mse_loss(decoded[0], sample, frame_mask).mean(),
+            "kl": kl.mean(),
+            "logit_penalty": penalty.mean(),
+            "keep_prob": keep_rate(keep_probs, frame_mask).mean(),
+            "keep_prob_std": keep_probs.std(dim=1).mean(),
+            "keep_price": self.keep_cost.price,
+            "policy_share": (~is_random).float().mean(),
+            "policy_keep_rate": (torch.stack(rates).mean(dim=0) * ~is_random).mean(),
+        }
+        return loss.mean(), {name: value.detach() for name, value in metrics.items()}
+
+    def after_step(self, metrics: dict[str, float]):
+        if metrics["policy_share"] > 0:
+            self.keep_cost.update(torch.tensor(metrics["policy_keep_rate"] / metrics["policy_share"]))
+
+    def _draw_masks(
+        self, keep_probs: torch.Tensor, batch: Batch, progress: float
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Two masks of every clip, and which clips have random ones."""
+        generators = torch_generators(self.seed, batch["draw"], stream=1)
+        batch_size, num_frames = keep_probs.shape
+        noise = uniform_noise((2, num_frames + 2), generators, keep_probs)  # (B, 2, T + 2)
+        choice = uniform_noise((1,), generators, keep_probs)[:, 0]
+        random_share = 1.0 if progress < self.loss_config.random_phase else self.loss_config.random_share
+        is_random = choice < random_share
+
+        rate, full = noise[:, :, :1], noise[:, :, 1:2] < self.loss_config.full_share
+        random_probs = torch.where(full, torch.ones_like(rate), rate)  # (B, 2, 1)
+        probs = torch.where(is_random[:, None, None], random_probs, keep_probs[:, None])
+        masks = (noise[:, :, 2:] < probs) & batch["frame_mask"][:, None]
+        return list(masks.unbind(dim=1)), is_random
+
+    def _at_least_one(self, drawn: torch.Tensor, keep_probs: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
+        """What the model does at inference: an empty mask keeps the most probable frame."""
+        best = keep_probs.masked_fill(~frame_mask, -1).argmax(dim=1)
+        fallback = torch.nn.functional.one_hot(best, drawn.shape[1]).bool()
+        return torch.where(drawn.any(dim=1, keepdim=True), drawn, fallback)
+
+    def _decode(self, posterior: Any, kept: list[torch.Tensor], batch: Batch) -> tuple[torch.Tensor, ...]:
+        """Decodes one draw of the latents under each of the masks."""
+        generators = torch_generators(self.seed, batch["draw"], stream=2)
+        noise = normal_noise(tuple(posterior.mean.shape[1:]), generators, posterior.mean)
+        latents = posterior.mean + posterior.std * noise
+        copies = len(kept)
+        frame_mask = batch["frame_mask"].repeat(copies, 1)
+        latents = latents.repeat(copies, 1, 1, 1, 1)
+        return self.model.decode(latents, torch.cat(kept), frame_mask, return_dict=False)[0].chunk(copies)
+
+    def _pixel_loss(self, frames: torch.Tensor, sample: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
+        loss = mse_loss(frames, sample, frame_mask)
+        loss = loss + self.loss_config.mae_weight * mae_loss(frames, sample, frame_mask)
+        if self.perceptual is not None:
+            loss = loss + self.loss_config.perceptual_weight * self.perceptual(frames, sample, frame_mask)
+        return loss
+
+    def _scale(self, differences: torch.Tensor, is_random: torch.Tensor) -> torch.Tensor:
+        """Spread of the differences between two masks of a clip, over all processes."""
+        return self.advantage_scale.update(gather(differences)[~gather(is_random)])
+
+    # Validation
+
+    def validate(self, folder: Path, step: int) -> dict[str, float]:
+        sample = held_out_clips(self.config.data, self.config.run.validation_clips).to(self.model.device)
+        posterior, probs, _ = self.model.encode(sample, return_dict=False)
+        latents = posterior.mode()
+        masks = {
+            "full": torch.ones_like(probs, dtype=torch.bool),
+            "systematic": self.model.select_frames(probs),
+            "uniform": self.model.select_frames(probs, mode="uniform"),
+            "uniform_rate": self.model.select_frames(probs, mode="uniform", rate=max(float(probs.mean()), 1e-3)),
+        }
+        decoded = {name: self.model.decode(latents, mask).sample for name, mask in masks.items()}
+        metrics = {f"psnr_{name}": psnr(frames, sample) for name, frames in decoded.items()}
+        for index, motion in enumerate(MOTIONS[: len(sample)]):
+            metrics[f"keep_{motion}"] = float(probs[index :: len(MOTIONS)].mean())
+        save_contact_sheet(
+            folder / f"step-{step:08d}.png",
+            [sample, decoded["full"], decoded["systematic"]],
+            [None, None, masks["systematic"]],
+        )
+        return metrics | {"keep_rate": float(masks["systematic"].float().mean())}
+
+
+def main(path: str | Path, overrides: Sequence[str] = ()) -> Path:
+    """Trains by a configuration file and returns the folder of the model."""
+    config = load_config(TrainFrameSelectVAEConfig, config_path(path), overrides)
+    torch.manual_seed(config.run.seed)
+    if config.run.pretrained_model:
+        model = FrameSelectVAE.from_pretrained(config.run.pretrained_model)
+    else:
+        check_model_arguments(FrameSelectVAE, config.model)
+        model = FrameSelectVAE(**config.model)
+    dataset = ClipDataset(config.data, config.run.seed)
+    return Trainer(FrameSelectObjective(model, config), dataset, config.run, config).train()
+
+
+if __name__ == "__main__":
+    run_from_command_line(main, __doc__)

@@ -1,0 +1,237 @@
+r"""Trains a GapDiT on the latents of a frozen FrameSelectVAE.
+
+    accelerate launch -m diffusers_vidvae.training.train_gap_dit --config FILE [section.key=value ...]
+
+Two minutes on a CPU, on the latents of the embedded demo autoencoder:
+
+    accelerate launch --cpu -m diffusers_vidvae.training.train_gap_dit --config gap_dit_cpu.yaml
+
+A name without a folder is looked up in `diffusers_vidvae/training/configs`. Latents are encoded first, once, into
+`latents.folder`; a folder that `vidvae encode-dataset` filled is used as it is.
+
+Every visit of a clip draws new latents from its posterior and new frames to keep. The kept latents, normalised per
+channel, are packed to the front; noise is added along a straight line to a level that is logit-normal
+(https://arxiv.org/abs/2403.03206), and the model predicts the direction, noise - data. In a model with
+`gap_mode="flow"` the gaps are two more channels of that line; in one with `"regression"` they have a loss of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusers_vidvae.assets import demo_model
+from diffusers_vidvae.models.frame_select_vae import FrameSelectVAE
+from diffusers_vidvae.models.gap_dit import GapDiT
+from diffusers_vidvae.pipelines.pipeline_gap_dit import GapDiTPipeline
+from diffusers_vidvae.schedulers.scheduling_flow_match_gap import FlowMatchGapScheduler
+
+from .config import DataConfig, RunConfig, check_model_arguments, check_range, load_config
+from .contact_sheet import save_contact_sheet
+from .data import ClipDataset
+from .draws import normal_noise, torch_generators
+from .latents import INDEX_FILE, LatentDataset, encode_dataset
+from .launch import config_path, run_from_command_line
+from .losses import flow_matching_loss, gap_regression_loss
+from .trainer import Batch, Objective, Trainer, make_accelerator
+
+
+SELECTIONS = ("systematic", "bernoulli")
+
+
+@dataclass
+class LatentsConfig:
+    """Where latents come from.
+
+    Args:
+        vae: Folder or Hub id of the FrameSelectVAE (or of a pipeline that holds one as `vae`); "demo" for the
+            embedded one.
+        folder: Folder of encoded latents; is filled from the `data` section if it does not exist.
+        num_clips: Clips to encode.
+        shard_size: Clips of a shard.
+        selection: How frames are chosen at every visit, "systematic" with a random offset or "bernoulli".
+        max_kept: Most latent frames of a training clip; clips that ask for more keep as many as that.
+    """
+
+    vae: str = "demo"
+    folder: str = "runs/latents"
+    num_clips: int = 10_000
+    shard_size: int = 500
+    selection: str = "systematic"
+    max_kept: int = 16
+
+    def __post_init__(self):
+        if self.selection not in SELECTIONS:
+            raise ValueError(f"`latents.selection` must be one of {SELECTIONS}, got {self.selection!r}.")
+        check_range("latents.max_kept", self.max_kept, 1)
+
+
+@dataclass
+class LossConfig:
+    """Weights of the loss.
+
+    Args:
+        gap_weight: Of the gaps: of their channels' velocity (`gap_mode="flow"`, about 1) or of the squared error in
+            frames (`"regression"`, about 0.01); the latents' velocity has weight 1.
+        time_mean: Mean of the logit of the noise level.
+        time_std: Standard deviation of the logit of the noise level.
+    """
+
+    gap_weight: float = 1.0
+    time_mean: float = 0.0
+    time_std: float = 1.0
+
+
+@dataclass
+class TrainGapDiTConfig:
+    """Sections of the configuration file; `model` holds arguments of `GapDiT`.
+
+    `in_channels` and the gap statistics of the model follow from the latents when they are not given.
+    """
+
+    model: dict[str, Any] = field(default_factory=dict)
+    latents: LatentsConfig = field(default_factory=LatentsConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    run: RunConfig = field(default_factory=lambda: RunConfig(max_steps=1_500_000))
+
+
+class GapDiTObjective(Objective):
+    """GapDiT with its loss. The autoencoder is kept beside it and not trained."""
+
+    def __init__(self, model: GapDiT, vae: FrameSelectVAE, config: TrainGapDiTConfig):
+        super().__init__()
+        self.model = model
+        self.config = config
+        self._vae = [vae]  # a list, so that its weights are neither moved, nor trained, nor saved
+
+    @property
+    def vae(self) -> FrameSelectVAE:
+        return self._vae[0]
+
+    def forward(self, batch: Batch, progress: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        packed = draw_packed_frames(self.vae, batch, self.config)
+        data, mask = self.vae.normalize_latents(packed.latents), packed.mask  # (B, C, K, h, w), (B, K)
+        channels = data.shape[1]
+        if self.model.num_gap_channels:
+            gap_channels = self.model.encode_gaps(packed.gaps, packed.num_frames, mask)  # (B, 2, K)
+            gap_channels = gap_channels[..., None, None].expand(-1, -1, -1, *data.shape[3:])
+            data = torch.cat([data, gap_channels], dim=1)
+
+        noise, sigma = self._noise(data, batch["draw"], channels)
+        noisy = sigma[:, None, None, None, None] * noise + (1 - sigma[:, None, None, None, None]) * data
+        output = self.model(noisy, 1000 * sigma, mask)
+
+        latent_loss = flow_matching_loss(output.sample[:, :channels], noise[:, :channels], data[:, :channels], mask)
+        if self.model.num_gap_channels:
+            gap_loss = flow_matching_loss(output.sample[:, channels:], noise[:, channels:], data[:, channels:], mask)
+        else:
+            gap_loss = gap_regression_loss(output.gaps, packed.gaps, mask)
+        loss = latent_loss + self.config.loss.gap_weight * gap_loss
+        metrics = {"velocity": latent_loss.mean(), "gap": gap_loss.mean(), "kept": mask.float().sum(dim=1).mean()}
+        return loss.mean(), {name: value.detach() for name, value in metrics.items()}
+
+    def _noise(self, data: torch.Tensor, draws: torch.Tensor, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Noise of the data's shape, gap channels one number a frame, and the noise level of each clip, `(B,)`."""
+        generators = torch_generators(self.config.run.seed, draws, stream=3)
+        logit = normal_noise((), generators, data) * self.config.loss.time_std + self.config.loss.time_mean
+        kept, height, width = data.shape[2:]
+        # Drawn for the most frames that a clip can have, so that a clip's noise does not depend on its batch.
+        noise = normal_noise((channels, self.config.latents.max_kept, height, width), generators, data)[:, :, :kept]
+        if data.shape[1] > channels:
+            gap_noise = normal_noise((data.shape[1] - channels, self.config.latents.max_kept), generators, data)
+            gap_noise = gap_noise[:, :, :kept, None, None].expand(-1, -1, -1, height, width)
+            noise = torch.cat([noise, gap_noise], dim=1)
+        return noise, logit.sigmoid()
+
+    def validate(self, folder: Path, step: int) -> dict[str, float]:
+        pipeline = GapDiTPipeline(self.model, self.vae, FlowMatchGapScheduler())
+        pipeline.set_progress_bar_config(disable=True)
+        count, num_frames = min(self.config.run.validation_clips, 12), self.config.data.num_frames
+        kept = [min(1 + 2 * (i % 4), self.config.latents.max_kept) for i in range(count)]
+        generators = [torch.Generator().manual_seed(i) for i in range(count)]
+        free = pipeline(kept, num_inference_steps=25, generator=generators, output_type="latent")
+        fixed = pipeline(kept, num_frames, num_inference_steps=25, generator=generators, output_type="pt")
+        save_contact_sheet(folder / f"step-{step:08d}.png", [fixed.frames.transpose(1, 2) * 2 - 1])
+        return {"length": float(free.num_frames.float().mean())}
+
+
+def draw_packed_frames(vae: FrameSelectVAE, batch: Batch, config: TrainGapDiTConfig):
+    """Latents drawn from the posteriors of a batch, of frames drawn to be kept, as `PackedFrames`."""
+    mean, frame_mask, probs = batch["mean"], batch["frame_mask"], batch["keep_probs"]
+    generators = torch_generators(config.run.seed, batch["draw"], stream=2)
+    latents = mean + batch["std"] * normal_noise(tuple(mean.shape[1:]), generators, mean)
+    keep_mask = vae.select_frames(probs, frame_mask, mode=config.latents.selection, generator=generators)
+    too_many = keep_mask.sum(dim=1) > config.latents.max_kept
+    for clip in too_many.nonzero()[:, 0].tolist():
+        row = slice(clip, clip + 1)
+        keep_mask[row] = vae.select_frames(
+            probs[row], frame_mask[row], num_frames=config.latents.max_kept, generator=generators[row]
+        )
+    return vae.pack_frames(latents, keep_mask, frame_mask)
+
+
+def gap_statistics(vae: FrameSelectVAE, dataset: LatentDataset, config: TrainGapDiTConfig) -> tuple[float, float]:
+    """Mean and standard deviation of log(1 + distance) between kept frames, over up to 1000 clips."""
+    channels = []
+    for draw in range(min(len(dataset), 1000)):
+        batch = {name: value[None] for name, value in dataset[draw].items()}
+        packed = draw_packed_frames(vae, batch, config)
+        tail = packed.num_frames - 1 - packed.gaps.sum(dim=1)
+        channels.append(torch.cat([packed.gaps[0], packed.gaps[0, 1:], tail]).float().log1p())
+    values = torch.cat(channels)
+    return float(values.mean()), max(float(values.std()), 1e-3)
+
+
+def load_vae(name: str) -> FrameSelectVAE:
+    """An autoencoder by folder or Hub id, alone or as part of a pipeline."""
+    name = demo_model() if name == "demo" else name
+    subfolder = "vae" if (Path(name) / "vae").is_dir() else None
+    return FrameSelectVAE.from_pretrained(name, subfolder=subfolder).eval().requires_grad_(False)
+
+
+def prepare_latents(config: TrainGapDiTConfig, vae: FrameSelectVAE) -> LatentDataset:
+    """The encoded data set; encodes it where there is none. Gives the autoencoder its latents' statistics."""
+    folder = Path(config.latents.folder)
+    if not (folder / INDEX_FILE).is_file():
+        clips = ClipDataset(config.data, config.run.seed)
+        encode_dataset(
+            vae,
+            clips,
+            folder,
+            config.latents.num_clips,
+            config.latents.shard_size,
+            accelerator=make_accelerator(config.run),
+        )
+    dataset = LatentDataset(folder, config.run.seed, vae)
+    if vae.config.latents_mean is None:
+        vae.register_to_config(latents_mean=dataset.statistics.mean, latents_std=dataset.statistics.std)
+    return dataset
+
+
+def main(path: str | Path, overrides: Sequence[str] = ()) -> Path:
+    """Trains by a configuration file and returns the folder of the pipeline."""
+    config = load_config(TrainGapDiTConfig, config_path(path), overrides)
+    vae = load_vae(config.latents.vae)
+    dataset = prepare_latents(config, vae)
+    torch.manual_seed(config.run.seed)
+    if config.run.pretrained_model:
+        model = GapDiT.from_pretrained(config.run.pretrained_model)
+    else:
+        check_model_arguments(GapDiT, config.model)
+        arguments = {"in_channels": vae.config.latent_channels, **config.model}
+        if arguments.get("gap_mode") == "flow" and "gap_log_mean" not in arguments:
+            arguments["gap_log_mean"], arguments["gap_log_std"] = gap_statistics(vae, dataset, config)
+        model = GapDiT(**arguments)
+    folder = Trainer(GapDiTObjective(model, vae, config), dataset, config.run, config).train()
+    pipeline = GapDiTPipeline(GapDiT.from_pretrained(folder), vae, FlowMatchGapScheduler())
+    pipeline.save_pretrained(Path(config.run.output_dir) / "pipeline")
+    return Path(config.run.output_dir) / "pipeline"
+
+
+if __name__ == "__main__":
+    run_from_command_line(main, __doc__)

@@ -1,0 +1,376 @@
+"""The training loop shared by the three models: optimiser, schedule, averages, logs, checkpoints.
+
+A model and its losses form an `Objective`, one module whose forward pass is one training loss, so that whatever
+accelerate wraps around it (DDP, FSDP, autocast) sees a single forward and a single backward pass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast, set_seed
+from diffusers import ModelMixin
+from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from .checkpoint import CheckpointError, checkpoint_folders, read_state, write_checkpoint
+from .config import RunConfig, flatten
+from .draws import DrawSampler
+
+
+METRICS_FILE = "metrics.jsonl"
+EMA_FILE = "ema.safetensors"
+
+Batch = dict[str, torch.Tensor]
+
+
+class Objective(nn.Module):
+    """A model together with the loss that trains it.
+
+    `forward(batch, progress)` takes a batch and the progress of the training in [0, 1] and returns the loss and
+    metrics, all of them scalars. State that a loss carries from step to step lives in buffers.
+    """
+
+    model: ModelMixin
+
+    def forward(self, batch: Batch, progress: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        raise NotImplementedError
+
+    def after_step(self, metrics: dict[str, float]):
+        """Adapts the loss to the metrics of an optimiser step, which are the same in all processes."""
+
+    def validate(self, folder: Path, step: int) -> dict[str, float]:
+        """Metrics on held-out clips; draws contact sheets into `folder`."""
+        return {}
+
+
+class Trainer:
+    r"""Trains an objective.
+
+    Args:
+        objective: Model and loss.
+        dataset: Maps a draw to a dictionary of tensors with the draw itself under `"draw"`.
+        run: How to train.
+        config: The whole configuration, for the logs and for the check on resuming.
+    """
+
+    def __init__(self, objective: Objective, dataset: Dataset, run: RunConfig, config: Any):
+        self.run = run
+        self.accelerator = make_accelerator(run)
+        self.output_dir = Path(run.output_dir)
+        self.config = flatten(dataclasses.asdict(config))
+        self.step = 0
+        self.elapsed_seconds = 0.0
+        self.dataset = dataset
+
+        self.objective = objective
+        if run.gradient_checkpointing:
+            objective.model.enable_gradient_checkpointing()
+        if run.compile_blocks:
+            compile_blocks(objective.model)
+        optimizer = torch.optim.AdamW(
+            parameter_groups(objective, run.weight_decay), lr=run.learning_rate, betas=tuple(run.adam_betas)
+        )
+        self.wrapped, self.optimizer = self.accelerator.prepare(objective, optimizer)
+        self.ema = self._make_ema()
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done, in [0, 1]."""
+        if self.run.max_minutes is None:
+            return min(self.step / self.run.max_steps, 1.0)
+        return min(self.elapsed_seconds / (60 * self.run.max_minutes), 1.0)
+
+    def train(self) -> Path:
+        """Trains to the end and returns the folder of the final model."""
+        self._resume_or_start()
+        self.wrapped.train()
+        batches = self._batches()
+        bar = tqdm(
+            total=self.run.max_steps,
+            initial=self.step,
+            desc=type(self.objective.model).__name__,
+            disable=not self.accelerator.is_main_process,
+        )
+        last_checkpoint, last_time = time.monotonic(), time.monotonic()
+        sums: dict[str, float] = {}
+        while self.progress < 1:
+            metrics = self._optimize(batches)
+            self.step += 1
+            now = time.monotonic()
+            self.elapsed_seconds, last_time = self._shared_clock(self.elapsed_seconds + now - last_time), now
+            sums = {name: sums.get(name, 0.0) + value for name, value in metrics.items()}
+            if self.step % self.run.log_every == 0:
+                self._log({name: value / self.run.log_every for name, value in sums.items()})
+                sums = {}
+            bar.update()
+            bar.set_postfix(loss=f"{metrics['loss']:.4g}", refresh=False)
+
+            if self.run.validate_every and self.step % self.run.validate_every == 0:
+                self._validate()
+            if self._checkpoint_due(last_checkpoint):
+                self._save_checkpoint()
+                last_checkpoint = time.monotonic()
+        bar.close()
+        self._validate()
+        self._save_checkpoint()
+        return self._save_final()
+
+    def _batches(self) -> Iterator[Batch]:
+        """Batches of this process from the current step on."""
+        sampler = DrawSampler(
+            self.run.batch_size,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+            first_batch=self.step * self.run.gradient_accumulation_steps,
+        )
+        num_workers = int(self.config.get("data.num_workers") or 0)
+        loader = DataLoader(
+            self.dataset,
+            batch_size=self.run.batch_size,
+            sampler=sampler,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+        )
+        for batch in loader:
+            yield {name: values.to(self.accelerator.device) for name, values in batch.items()}
+
+    def _optimize(self, batches: Iterator[Batch]) -> dict[str, float]:
+        """One optimiser step; returns the metrics, averaged over accumulated batches and processes."""
+        accumulated = self.run.gradient_accumulation_steps
+        learning_rate = self._set_learning_rate()
+        totals: dict[str, torch.Tensor] = {}
+        for index in range(accumulated):
+            synchronize = index == accumulated - 1
+            with nullcontext() if synchronize else self.accelerator.no_sync(self.wrapped), attention_kernel(self.run):
+                loss, metrics = self.wrapped(next(batches), self.progress)
+                if not torch.isfinite(loss):
+                    raise ValueError(f"The loss is {loss.item()} at step {self.step}; lower the learning rate.")
+                self.accelerator.backward(loss / accumulated)
+            for name, value in {"loss": loss, **metrics}.items():
+                totals[name] = totals.get(name, torch.zeros((), device=value.device)) + value.detach() / accumulated
+
+        gradient_norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.run.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.step(self.wrapped.parameters())
+        averages = self._average(totals)
+        self.accelerator.unwrap_model(self.wrapped).after_step(averages)
+        return averages | {"learning_rate": learning_rate, "gradient_norm": float(gradient_norm)}
+
+    def _set_learning_rate(self) -> float:
+        run = self.run
+        cosine = 0.5 * (1 + math.cos(math.pi * self.progress))
+        factor = run.final_learning_rate + (1 - run.final_learning_rate) * cosine
+        rate = run.learning_rate * factor * min(1.0, (self.step + 1) / max(run.warmup_steps, 1))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def _average(self, values: dict[str, torch.Tensor]) -> dict[str, float]:
+        stacked = torch.stack([value.float() for value in values.values()])
+        return dict(zip(values, self.accelerator.reduce(stacked, reduction="mean").tolist(), strict=True))
+
+    def _shared_clock(self, seconds: float) -> float:
+        """Seconds as the first process counts them: all processes must stop at the same step."""
+        if self.run.max_minutes is None or self.accelerator.num_processes == 1:
+            return seconds
+        clock = torch.tensor([seconds], dtype=torch.float64, device=self.accelerator.device)
+        return float(broadcast(clock)[0])
+
+    # Averaged weights
+
+    def _make_ema(self) -> EMAModel | None:
+        if not self.run.ema_decay:
+            return None
+        # A warm-up of the decay lets the average forget the initial weights.
+        return EMAModel(self.wrapped.parameters(), decay=self.run.ema_decay, use_ema_warmup=True, power=3 / 4)
+
+    @contextmanager
+    def _averaged_weights(self) -> Iterator[None]:
+        """Puts the averaged weights into the model for a while."""
+        if self.ema is None:
+            yield
+            return
+        parameters = list(self.wrapped.parameters())
+        self.ema.store(parameters)
+        self.ema.copy_to(parameters)
+        try:
+            yield
+        finally:
+            self.ema.restore(parameters)
+
+    # Logs
+
+    def _log(self, metrics: dict[str, float], prefix: str = "train"):
+        self.accelerator.log({f"{prefix}/{name}": value for name, value in metrics.items()}, step=self.step)
+        if self.accelerator.is_main_process:
+            line = {"step": self.step, "minutes": round(self.elapsed_seconds / 60, 4), "split": prefix, **metrics}
+            with open(self.output_dir / METRICS_FILE, "a") as log:
+                log.write(json.dumps(line) + "\n")
+
+    def _validate(self):
+        objective = self.accelerator.unwrap_model(self.wrapped)
+        self.wrapped.eval()
+        with self._averaged_weights(), torch.no_grad(), self.accelerator.autocast(), attention_kernel(self.run):
+            if self.accelerator.is_main_process or sharded(self.accelerator):
+                metrics = objective.validate(self.output_dir / "samples", self.step)
+        self.wrapped.train()
+        if self.accelerator.is_main_process and metrics:
+            self._log(metrics, prefix="validation")
+        self.accelerator.wait_for_everyone()
+
+    # Checkpoints
+
+    def _checkpoint_due(self, last_checkpoint: float) -> bool:
+        if self.step % self.run.checkpoint_every == 0:
+            return True
+        if self.run.checkpoint_minutes is None:
+            return False
+        due = torch.tensor([time.monotonic() - last_checkpoint > 60 * self.run.checkpoint_minutes], dtype=torch.uint8)
+        return bool(broadcast(due.to(self.accelerator.device))[0])
+
+    def _save_checkpoint(self):
+        state = {"step": self.step, "elapsed_seconds": self.elapsed_seconds, "config": self.config}
+        if self.ema is not None:
+            state["ema_step"] = self.ema.optimization_step
+        write_checkpoint(
+            self.output_dir,
+            self.step,
+            self._write_checkpoint_files,
+            state,
+            self.run.keep_checkpoints,
+            self.accelerator.is_main_process,
+            self.accelerator.wait_for_everyone,
+        )
+
+    def _write_checkpoint_files(self, folder: Path):
+        self.accelerator.save_state(str(folder / "state"))
+        if self.ema is not None:
+            shadow = {str(i): local_tensor(values) for i, values in enumerate(self.ema.shadow_params)}
+            if sharded(self.accelerator) or self.accelerator.is_main_process:
+                save_file(shadow, folder / self._ema_file())
+        self._save_model(folder / "model")
+
+    def _ema_file(self) -> str:
+        return f"rank{self.accelerator.process_index}-{EMA_FILE}" if sharded(self.accelerator) else EMA_FILE
+
+    def _save_model(self, folder: Path):
+        """Saves the averaged model as a diffusers folder."""
+        with self._averaged_weights():
+            weights = self.accelerator.get_state_dict(self.wrapped)
+            if not self.accelerator.is_main_process:
+                return
+            prefix = "model."
+            weights = {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
+            model = self.accelerator.unwrap_model(self.wrapped).model
+            model.save_config(folder)
+            weights = {name.replace("_orig_mod.", ""): value.contiguous().cpu() for name, value in weights.items()}
+            save_file(weights, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+
+    def _save_final(self) -> Path:
+        folder = self.output_dir / "model"
+        self._save_model(folder)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        return folder
+
+    def _resume_or_start(self):
+        checkpoints = checkpoint_folders(self.output_dir)
+        if checkpoints and not self.run.resume:
+            raise CheckpointError(
+                f"{self.output_dir}: holds {checkpoints[-1].name}, but `run.resume` is false. Resume, or give another"
+                " `run.output_dir`."
+            )
+        if self.accelerator.is_main_process:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+        if self.run.trackers:
+            self.accelerator.init_trackers("diffusers-vidvae", config=_tracker_values(self.config))
+        if checkpoints:
+            self._resume(checkpoints[-1])
+        self._trim_metrics()
+
+    def _resume(self, folder: Path):
+        state = read_state(folder, self.config)
+        self.accelerator.load_state(str(folder / "state"))
+        self.step, self.elapsed_seconds = state["step"], state["elapsed_seconds"]
+        if self.ema is not None:
+            path = folder / self._ema_file()
+            if not path.is_file():
+                raise CheckpointError(f"{path}: missing; resume with the number of processes that wrote {folder}.")
+            shadow = load_file(path)
+            for i, values in enumerate(self.ema.shadow_params):
+                local_tensor(values).copy_(shadow[str(i)])
+            self.ema.optimization_step = state["ema_step"]
+        self.accelerator.print(f"Resumed from {folder} at step {self.step}.")
+
+    def _trim_metrics(self):
+        """Forgets what was logged after the checkpoint that this run continues from."""
+        path = self.output_dir / METRICS_FILE
+        if self.accelerator.is_main_process and path.is_file():
+            lines = path.read_text().splitlines(keepends=True)
+            path.write_text("".join(line for line in lines if json.loads(line)["step"] <= self.step))
+        self.accelerator.wait_for_everyone()
+
+
+def make_accelerator(run: RunConfig) -> Accelerator:
+    """An accelerator for a run, with the seed set in every process."""
+    mixed_precision = "no" if run.mixed_precision == "fp32" else run.mixed_precision
+    accelerator = Accelerator(
+        mixed_precision=mixed_precision, cpu=run.cpu, log_with=run.trackers or None, project_dir=run.output_dir
+    )
+    set_seed(run.seed)
+    return accelerator
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters, matrices with weight decay and vectors without."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return [
+        {"params": [parameter for parameter in parameters if parameter.ndim > 1], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def compile_blocks(model: ModelMixin):
+    """Compiles, each on its own, the modules that the model declares as units."""
+    for module in model.modules():
+        if type(module).__name__ in (model._no_split_modules or ()):
+            module.compile()
+
+
+def attention_kernel(run: RunConfig) -> AbstractContextManager:
+    """Plain attention on the CPU, where the fused backward pass is many times slower for short sequences in bf16."""
+    if run.cpu or not torch.cuda.is_available():
+        return sdpa_kernel(SDPBackend.MATH)
+    return nullcontext()
+
+
+def sharded(accelerator: Accelerator) -> bool:
+    """Whether each process holds only a part of the parameters."""
+    return accelerator.distributed_type == "FSDP"
+
+
+def local_tensor(values: torch.Tensor) -> torch.Tensor:
+    """This process's part of a sharded tensor."""
+    return values.to_local() if hasattr(values, "to_local") else values
+
+
+def _tracker_values(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value if isinstance(value, (int, float, str, bool)) else str(value) for name, value in config.items()
+    }
