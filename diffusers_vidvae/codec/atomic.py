@@ -41,7 +41,7 @@ def atomic_file(path: Path, overwrite: bool) -> Iterator[FileIO]:
         temporary.unlink(missing_ok=True)
 
 
-def write_all(file: FileIO, data: bytes | memoryview, path: Path) -> None:
+def write_all(file: FileIO, data: bytes | bytearray | memoryview, path: Path) -> None:
     """Writes all of `data` to `file`, which is to become `path`.
 
     Raises:

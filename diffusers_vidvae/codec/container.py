@@ -38,6 +38,9 @@ DTYPES = {
 }
 _LATENT_DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32", "int8": "U8", "int4": "U8"}
 
+# By whether a window's gaps fit into a byte.
+_GAPS_DTYPE = {True: "U8", False: "I32"}
+
 _NO_CHECKSUM = "0" * 64
 
 
@@ -65,13 +68,12 @@ class StoredTensor:
 
 def stored_tensors(header: FsvHeader, num_windows: int, num_kept: int) -> dict[str, StoredTensor]:
     """The tensors of a clip of so many windows and kept frames, in the file's order."""
-    gap_dtype = "U8" if header.clip_num_frames <= 256 else "I32"
     latents = (num_kept, *stored_frame_shape(header.quantization, header.latent_shape))
     shapes = {"latents": (_LATENT_DTYPES[header.quantization], latents)}
     if header.quantization in INTEGER_BITS:
         shapes["scales"] = ("F32", (num_windows, header.latent_channels, 2))
     shapes |= {
-        "gaps": (gap_dtype, (num_kept,)),
+        "gaps": (_GAPS_DTYPE[header.clip_num_frames <= 256], (num_kept,)),
         "window_frames": ("I32", (num_windows,)),
         "window_kept": ("I32", (num_windows,)),
     }
@@ -80,6 +82,10 @@ def stored_tensors(header: FsvHeader, num_windows: int, num_kept: int) -> dict[s
         tensors[name] = StoredTensor(dtype, shape, start)
         start = tensors[name].stop
     return tensors
+
+
+def gaps_dtype(header: FsvHeader) -> torch.dtype:
+    return DTYPES[_GAPS_DTYPE[header.clip_num_frames <= 256]]
 
 
 def payload_bytes(tensors: dict[str, StoredTensor]) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .atomic import atomic_file, refuse_existing, write_all
-from .container import DTYPES, encode_prologue, prologue_size, stored_tensors
+from .container import encode_prologue, gaps_dtype, prologue_size, stored_tensors
 from .errors import FsvError, naming_file
 from .header import FsvHeader
 from .quantization import quantize
@@ -49,9 +49,10 @@ class FsvWriter:
         refuse_existing(self.path, overwrite)
         self._stack = ExitStack()
         self._digest = hashlib.sha256()
-        self._scales: list[Tensor] = []
-        self._gaps: list[Tensor] = []
+        # Bytes rather than tensors: small tensors that stay alive between large ones that do not fragment the memory.
+        self._scales, self._gaps = bytearray(), bytearray()
         self._window_frames: list[int] = []
+        self._window_kept: list[int] = []
 
     @property
     def num_frames(self) -> int:
@@ -61,7 +62,7 @@ class FsvWriter:
     @property
     def num_kept(self) -> int:
         """Frames kept by the windows so far."""
-        return sum(len(gaps) for gaps in self._gaps)
+        return sum(self._window_kept)
 
     def __enter__(self) -> FsvWriter:
         self._file: FileIO = self._stack.enter_context(atomic_file(self.path, self.overwrite))
@@ -89,11 +90,12 @@ class FsvWriter:
         with naming_file(self.path):
             self._check_window(window)
             quantized = quantize(window.latents, self.header.quantization)
-        self._write(quantized.codes)
+        self._write(_tensor_bytes(quantized.codes))
         if quantized.scales is not None:
-            self._scales.append(quantized.scales)
-        self._gaps.append(window.gaps.cpu())
+            self._scales += _tensor_bytes(quantized.scales)
+        self._gaps += _tensor_bytes(window.gaps.cpu().to(gaps_dtype(self.header)))
         self._window_frames.append(window.num_frames)
+        self._window_kept.append(window.num_kept)
 
     def _check_window(self, window: LatentWindow) -> None:
         header, end = self.header, self.num_frames
@@ -117,17 +119,19 @@ class FsvWriter:
                 )
             header = replace(self.header, num_frames=self.num_frames, sha256="")
         tensors = stored_tensors(header, len(self._window_frames), self.num_kept)
-        if "scales" in tensors:
-            self._write(torch.stack(self._scales))
-        self._write(torch.cat(self._gaps).to(DTYPES[tensors["gaps"].dtype]))
-        self._write(torch.tensor(self._window_frames, dtype=torch.int32))
-        self._write(torch.tensor([len(gaps) for gaps in self._gaps], dtype=torch.int32))
+        self._write(self._scales)
+        self._write(self._gaps)
+        for counts in (self._window_frames, self._window_kept):
+            self._write(_tensor_bytes(torch.tensor(counts, dtype=torch.int32)))
         self._digest.update(encode_prologue(header, tensors, self._prologue_size))
         self.header = replace(header, sha256=self._digest.hexdigest())
         self._file.seek(0)
         write_all(self._file, encode_prologue(self.header, tensors, self._prologue_size), self.path)
 
-    def _write(self, tensor: Tensor) -> None:
-        data = tensor.contiguous().flatten().view(torch.uint8).numpy().data
+    def _write(self, data: bytearray | memoryview) -> None:
         self._digest.update(data)
         write_all(self._file, data, self.path)
+
+
+def _tensor_bytes(tensor: Tensor) -> memoryview:
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().data

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .image import MS_SSIM_MIN_SIDE, SSIM_WINDOW, ms_ssim, psnr_from_mse, ssim
+from .image import MS_SSIM_MIN_SIDE, SSIM_WINDOW, psnr_from_mse, ssim, ssim_and_ms_ssim
 from .pixels import as_frame_pairs
 from .temporal import (
     boundary_ratio,
@@ -54,7 +54,8 @@ class ClipMetrics:
         self.boundaries = boundaries
         self.seam_rows, self.seam_columns = seam_rows, seam_columns
         self.lpips = lpips
-        self._frames: dict[str, list[Tensor]] = {}
+        # Lists rather than tensors: small tensors that stay alive between large ones fragment the memory.
+        self._frames: dict[str, list[list[float]]] = {}
         self._steps: dict[str, Tensor] = {}
         self._previous: tuple[Tensor, Tensor] | None = None
 
@@ -139,10 +140,11 @@ class ClipMetrics:
     def _measure_frame(self, reference: Tensor, reconstruction: Tensor) -> None:
         side = min(reference.shape[-2:])
         self._add("mse", (reference - reconstruction).square().flatten(1).mean(1))
-        if side >= SSIM_WINDOW:
-            self._add("ssim", ssim(reference, reconstruction))
         if side >= MS_SSIM_MIN_SIDE:
-            self._add("ms_ssim", ms_ssim(reference, reconstruction))
+            for name, values in zip(("ssim", "ms_ssim"), ssim_and_ms_ssim(reference, reconstruction), strict=True):
+                self._add(name, values)
+        elif side >= SSIM_WINDOW:
+            self._add("ssim", ssim(reference, reconstruction))
         if self.lpips is not None:
             self._add("lpips", self.lpips(reference, reconstruction))
 
@@ -197,13 +199,14 @@ class ClipMetrics:
         return ratios
 
     def _add(self, name: str, values: Tensor) -> None:
-        self._frames.setdefault(name, []).append(values.double().cpu())
+        self._frames.setdefault(name, []).append(values.tolist())
 
     def _has(self, name: str) -> bool:
         return name in self._frames
 
     def _stacked(self, name: str) -> Tensor:
-        return torch.stack(self._frames[name], dim=1)
+        """Values `(batch, frames)` of each frame, or of each change between frames."""
+        return torch.tensor(self._frames[name], dtype=torch.float64).T
 
     def _mean(self, name: str) -> float | None:
         return float(self._stacked(name).mean()) if self._has(name) else None

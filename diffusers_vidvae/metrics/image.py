@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import torch
@@ -41,8 +40,7 @@ def ssim(reference: Tensor, reconstruction: Tensor) -> Tensor:
         ValueError: A side is shorter than the window.
     """
     _check_sides(reference, SSIM_WINDOW)
-    luminance, contrast = _ssim_maps(reference, reconstruction)
-    return (luminance * contrast).flatten(1).mean(1)
+    return _similarity_and_contrast(reference, reconstruction)[0]
 
 
 def ms_ssim(reference: Tensor, reconstruction: Tensor) -> Tensor:
@@ -55,15 +53,25 @@ def ms_ssim(reference: Tensor, reconstruction: Tensor) -> Tensor:
         ValueError: A side is shorter than 176 pixels, which are the window at the coarsest scale.
     """
     _check_sides(reference, MS_SSIM_MIN_SIDE)
-    result = torch.ones(len(reference), device=reference.device)
-    for scale, weight in enumerate(MS_SSIM_WEIGHTS):
+    return _ssims(reference, reconstruction)[1]
+
+
+def ssim_and_ms_ssim(reference: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
+    """Both measures at little more than the cost of one of them; `ssim` and `ms_ssim` tell the rest."""
+    _check_sides(reference, MS_SSIM_MIN_SIDE)
+    return _ssims(reference, reconstruction)
+
+
+def _ssims(reference: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
+    terms = []
+    for scale in range(len(MS_SSIM_WEIGHTS)):
         if scale:
             reference, reconstruction = F.avg_pool2d(reference, 2), F.avg_pool2d(reconstruction, 2)
-        luminance, contrast = _ssim_maps(reference, reconstruction)
-        last = scale == len(MS_SSIM_WEIGHTS) - 1
-        similarity = (luminance * contrast if last else contrast).flatten(1).mean(1)
-        result = result * similarity.clamp(min=0) ** weight
-    return result
+        terms.append(_similarity_and_contrast(reference, reconstruction))
+    similarities, contrasts = torch.stack([torch.stack(term) for term in terms], dim=1)  # (scales, batch) each
+    factors = torch.cat([contrasts[:-1], similarities[-1:]]).clamp(min=0)
+    weights = torch.tensor(MS_SSIM_WEIGHTS, device=factors.device)[:, None]
+    return similarities[0], (factors**weights).prod(0)
 
 
 def _check_sides(image: Tensor, least: int) -> None:
@@ -72,30 +80,25 @@ def _check_sides(image: Tensor, least: int) -> None:
         raise ValueError(f"{height} x {width} pixels are too few, each side needs at least {least}")
 
 
-def _ssim_maps(reference: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
-    batch = len(reference)
-    moments = torch.cat(
-        [
-            reference,
-            reconstruction,
-            reference.square(),
-            reconstruction.square(),
-            reference * reconstruction,
-        ]
-    )
-    mean_x, mean_y, mean_xx, mean_yy, mean_xy = _gaussian_means(moments).split(batch)
+def _similarity_and_contrast(reference: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
+    """SSIM and its contrast and structure term alone, each averaged over the image, `(batch,)`."""
+    squares, product = reference.square() + reconstruction.square(), reference * reconstruction
+    means = _gaussian_means(torch.cat([reference, reconstruction, squares, product]))
+    mean_x, mean_y, mean_xx_yy, mean_xy = means.split(len(reference))
     mean_product, mean_squares = mean_x * mean_y, mean_x.square() + mean_y.square()
     luminance = (2 * mean_product + SSIM_C1) / (mean_squares + SSIM_C1)
-    contrast = (2 * (mean_xy - mean_product) + SSIM_C2) / (mean_xx + mean_yy - mean_squares + SSIM_C2)
-    return luminance, contrast
+    contrast = (2 * (mean_xy - mean_product) + SSIM_C2) / (mean_xx_yy - mean_squares + SSIM_C2)
+    return (luminance * contrast).flatten(1).mean(1), contrast.flatten(1).mean(1)
 
 
 def _gaussian_means(images: Tensor) -> Tensor:
     """Means under the window at each place where it fits."""
     weights = [math.exp(-((i - SSIM_WINDOW // 2) ** 2) / (2 * SSIM_SIGMA**2)) for i in range(SSIM_WINDOW)]
     for dim in (-2, -1):
-        # A sum of shifts, where a convolution would be rounded to TF32 on some GPUs.
+        # A sum of shifts is faster than a convolution on CPUs, and not rounded to TF32 on GPUs.
         size = images.shape[dim] - SSIM_WINDOW + 1
-        shifts = (images.narrow(dim, i, size) * (weight / sum(weights)) for i, weight in enumerate(weights))
-        images = functools.reduce(Tensor.add_, shifts)
+        total = images.narrow(dim, 0, size) * (weights[0] / sum(weights))
+        for i in range(1, SSIM_WINDOW):
+            total.add_(images.narrow(dim, i, size), alpha=weights[i] / sum(weights))
+        images = total
     return images

@@ -30,7 +30,7 @@ class LPIPS:
         try:
             import torchvision  # noqa: F401
             from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-        except ImportError as error:
+        except (ImportError, RuntimeError) as error:
             raise ValueError(
                 f"LPIPS needs torchmetrics and torchvision: pip install torchmetrics torchvision ({error})"
             ) from error

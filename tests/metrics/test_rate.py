@@ -44,7 +44,7 @@ steps = st.lists(st.floats(0.01, 3), min_size=2, max_size=6)
 def test_integrals_agree_with_scipys_monotone_cubics(rate_steps, quality_steps, shift):
     count = min(len(rate_steps), len(quality_steps))
     log_rates, qualities = np.cumsum(rate_steps[:count]), 30 + np.cumsum(quality_steps[:count])
-    other_rates, other_qualities = log_rates * 1.2, qualities + shift * quality_steps[0]
+    other_rates, other_qualities = log_rates * 1.2, qualities + shift * quality_steps[1]
     low, high = max(qualities[0], other_qualities[0]), min(qualities[-1], other_qualities[-1])
     curves = [PchipInterpolator(qualities, log_rates), PchipInterpolator(other_qualities, other_rates)]
     expected = (curves[1].integrate(low, high) - curves[0].integrate(low, high)) / (high - low)
