@@ -6,9 +6,10 @@ import warnings
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
-import av
 import av.error
+from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
 from av.container import OutputContainer
@@ -59,7 +60,7 @@ class AudioTrack:
             packet, self._next = self._next or next(self._packets, None), None
             if packet is None:
                 return
-            if packet.pts * packet.time_base >= seconds:
+            if (packet.pts or 0) * packet.time_base >= seconds:
                 self._next = packet
                 return
             self._output.mux(packet)
@@ -117,7 +118,7 @@ class AudioTrack:
     def _encoded(self, stream: AudioStream) -> Iterator[Packet]:
         context = stream.codec_context
         rate = 48000 if _ENCODER[self._output.format.name] == "libopus" else context.sample_rate
-        written = self._output.add_stream(_ENCODER[self._output.format.name], rate=rate)
+        written = cast(AudioStream, self._output.add_stream(_ENCODER[self._output.format.name], rate=rate))
         written.layout = "mono" if context.channels == 1 else "stereo"
         return self._encode_packets(stream, written, rate)
 
@@ -149,10 +150,10 @@ class AudioTrack:
                 yield from written.encode(piece)
             yield from written.encode(None)
 
-    def _decoded(self, stream: AudioStream) -> Iterator[av.AudioFrame]:
+    def _decoded(self, stream: AudioStream) -> Iterator[AudioFrame]:
         for packet in self._demux(stream):
             try:
-                frames = packet.decode()
+                frames = cast(list[AudioFrame], packet.decode())
             except av.error.FFmpegError:
                 self._damaged += 1
                 continue

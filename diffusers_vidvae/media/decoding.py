@@ -143,3 +143,14 @@ def ends_early(losses: Losses, stream: VideoStream, container: InputContainer, f
         return False
     missing = float(first_time + stream.duration * stream.time_base) - losses.end_seconds
     return missing > 1.5 / float(average_fps(stream))
+
+
+def decodes_strictly(path: Path) -> bool:
+    """Whether a JPEG's data is complete and sound; decoders otherwise fill the rest with grey and say nothing."""
+    try:
+        with open_container(path) as container:
+            stream = choose_stream(container, path, 0)
+            stream.codec_context.options = {"err_detect": "explode"}
+            return next(container.decode(stream), None) is not None
+    except av.error.FFmpegError:
+        return False

@@ -5,18 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import av
 import numpy as np
 from av.filter import Graph
+from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL import Image
 
 from .audio import AudioTrack
-from .color import ACCURATE
+from .color import FROM_RGB
 from .errors import MediaError
 
 
@@ -67,9 +69,9 @@ class EncodedFile:
         self.path = path
         self.options = options
         self._container = av.open(f"file:{file.absolute()}", "w", format=CONTAINERS[path.suffix.lower()])
-        self._stream = self._container.add_stream(
-            _ENCODERS[options.codec], rate=options.fps, options=_encoder_options(options)
-        )
+        encoder = _ENCODERS[options.codec]
+        stream = self._container.add_stream(encoder, rate=options.fps, options=_encoder_options(options))
+        self._stream = cast(VideoStream, stream)
         self._audio: AudioTrack | None = None
         if options.audio_from is not None:
             self._audio = AudioTrack(options.audio_from, self._container, options.audio_start_seconds)
@@ -81,11 +83,12 @@ class EncodedFile:
         """Settles the frames' size and clock, before the first frame."""
         stream, options = self._stream, self.options
         stream.width, stream.height = width, height
-        stream.pix_fmt = _stored_format(self.path, options, width, height)
+        self._format = _stored_format(self.path, options, width, height)
+        stream.pix_fmt = self._format
         context = stream.codec_context
         context.time_base = _VARIABLE_TIME_BASE if variable_rate else 1 / options.fps
         stream.time_base = context.time_base
-        if stream.pix_fmt.startswith("yuv"):
+        if self._format.startswith("yuv"):
             context.colorspace = context.color_primaries = context.color_trc = _BT709
             context.color_range = _LIMITED_RANGE
         if options.sample_aspect_ratio is not None:
@@ -119,22 +122,21 @@ class EncodedFile:
         self._container.close()
 
     def _stored(self, picture: VideoFrame) -> VideoFrame:
-        if self._stream.pix_fmt == "pal8":
+        if self._palette is not None:
             return picture
-        stored = self._reformatter.reformat(
+        return self._reformatter.reformat(
             picture,
-            format=self._stream.pix_fmt,
+            format=self._format,
             dst_colorspace=_BT709,
-            dst_color_range=_LIMITED_RANGE if self._stream.pix_fmt.startswith("yuv") else None,
-            interpolation=ACCURATE,
+            dst_color_range=_LIMITED_RANGE if self._format.startswith("yuv") else None,
+            interpolation=FROM_RGB,
         )
-        return stored
 
     def _paletted(self, picture: VideoFrame) -> VideoFrame:
         if self._palette is None:
             return picture
         self._palette.push(picture)
-        return self._palette.pull()
+        return cast(VideoFrame, self._palette.pull())
 
 
 class PngFolder:
@@ -189,7 +191,7 @@ def _encoder_options(options: EncodingOptions) -> dict[str, str]:
 def _palette_graph(width: int, height: int, time_base: Fraction) -> Graph:
     # A palette of its own for every frame: frames leave at once, however long the clip is.
     graph = Graph()
-    source = graph.add_buffer(width=width, height=height, format="rgb24", time_base=time_base)
+    source = graph.add_buffer(width=width, height=height, format=VideoFormat("rgb24"), time_base=time_base)
     split = graph.add("split")
     generate = graph.add("palettegen", "stats_mode=single:reserve_transparent=0")
     use = graph.add("paletteuse", "new=1")

@@ -34,7 +34,7 @@ class Frame:
         return self.pts_seconds + self.duration_seconds
 
     def __repr__(self) -> str:
-        return f"Frame(data={_shape(self.data)}, pts_seconds={self.pts_seconds}, duration_seconds={self.duration_seconds})"
+        return f"Frame(data={_shape(self.data)}, pts_seconds={self.pts_seconds:.3f})"
 
 
 @dataclass(frozen=True)

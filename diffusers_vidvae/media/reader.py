@@ -10,22 +10,11 @@ from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 
-from av.container import InputContainer
-from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
-
-from . import color
-from .decoding import (
-    Losses,
-    average_fps,
-    choose_stream,
-    decode_pictures,
-    ends_early,
-    open_container,
-    video_streams,
-)
-from .errors import MediaError, MediaWarning
+from .errors import MediaError, MediaWarning, checked_input
+from .ffmpeg_source import FfmpegSource
 from .frames import Frame, FrameBatch, VideoInfo
+from .resample import resample_frames
+from .webp_source import WebpSource, is_animated_webp
 
 
 class VideoReader:
@@ -35,9 +24,10 @@ class VideoReader:
     decodable frame is refused at once. Every iteration opens the file anew, from the start: iterators of one reader
     are independent, and memory stays constant however long the clip is.
 
-    Rotation tags are applied. Sources with more than 8 bits are rounded to 8, full-range and limited-range sources
-    are told apart; sources that do not name their YUV matrix are read as BT.601, as FFmpeg does. Alpha is dropped, and
-    high dynamic range is not tone-mapped; both are said in a `MediaWarning`, as are frames that cannot be decoded.
+    Rotation tags are applied. Sources with more than 8 bits are rounded to 8; full-range and limited-range sources
+    are told apart; sources that do not name their YUV matrix are read as BT.601, as FFmpeg does. Alpha is dropped and
+    high dynamic range is tone-mapped; both are said in a `MediaWarning`, and so is how many frames could not be
+    decoded, once a damaged file was read to its end.
 
     Args:
         path: The file.
@@ -45,6 +35,11 @@ class VideoReader:
         square_pixels: Resample the width of clips with non-square pixels, so that they look as players show them.
             A pixel aspect within 1% of square counts as square. False yields the stored pixels; the aspect is in
             `info.sample_aspect_ratio`.
+        tone_map: Bring high dynamic range (PQ, HLG) to what an ordinary screen shows. False yields the stored values,
+            rounded to 8 bits, which look flat.
+
+    Attributes:
+        info: The file's `VideoInfo`.
 
     Raises:
         MediaError: The file cannot be read, holds no such stream, or not one of its frames can be decoded.
@@ -57,15 +52,15 @@ class VideoReader:
         ...         process(chunk.data)  # (T, H, W, 3) uint8, T <= 32
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, stream: int = 0, square_pixels: bool = True):
-        self.path = Path(path)
-        self.stream = stream
-        self.square_pixels = square_pixels
+    def __init__(
+        self, path: str | os.PathLike[str], *, stream: int = 0, square_pixels: bool = True, tone_map: bool = True
+    ):
+        self.path = checked_input(path)
+        self._source = open_source(self.path, stream, square_pixels, tone_map)
+        self.info: VideoInfo = self._source.info
         self._closed = False
-        self._iterators: list[Iterator[Frame]] = []
-        with open_container(self.path) as container:
-            self.info = self._probe(container)
-        self._warn_of_dropped_qualities()
+        for message in _dropped_qualities(self.info, tone_map):
+            warnings.warn(f"{self.path}: {message}", MediaWarning, stacklevel=2)
 
     def __enter__(self) -> VideoReader:
         return self
@@ -74,7 +69,7 @@ class VideoReader:
         self.close()
 
     def close(self) -> None:
-        """Ends reading; iterators that are still open yield nothing more."""
+        """Ends reading; iterators that are still open end with their next frame."""
         self._closed = True
 
     def __repr__(self) -> str:
@@ -82,13 +77,18 @@ class VideoReader:
         return f"VideoReader({str(self.path)!r}, {info.width}x{info.height}, {float(info.fps):.3f} fps, {info.codec})"
 
     def __iter__(self) -> Iterator[Frame]:
-        return self._frames(None, None)
+        return self._while_open(self._source.frames())
 
-    def iter_chunks(self, num_frames: int) -> Iterator[FrameBatch]:
-        """Yields the whole clip in order, `num_frames` frames at a time; the last batch may be shorter."""
+    def iter_chunks(self, num_frames: int, *, fps: Fraction | float | None = None) -> Iterator[FrameBatch]:
+        """Yields the whole clip in order, `num_frames` frames at a time; the last batch may be shorter.
+
+        Args:
+            num_frames: Frames in a batch.
+            fps: Resample to this rate by the frames' times; see `resample_frames`.
+        """
         if num_frames < 1:
             raise ValueError(f"num_frames must be at least 1, got {num_frames}")
-        frames = iter(self)
+        frames = iter(self) if fps is None else resample_frames(iter(self), fps)
         while chunk := list(islice(frames, num_frames)):
             yield FrameBatch.from_frames(chunk)
 
@@ -101,10 +101,10 @@ class VideoReader:
         start = 0 if start is None else start
         if start < 0 or (stop is not None and stop <= start):
             raise MediaError(f"{self.path}: frames {start} to {stop} were asked for; a range needs 0 <= start < stop")
-        with closing(self._frames(None, None)) as frames:
-            batch = list(islice(frames, start, stop))
+        with closing(self._source.frames_from(start)) as frames:
+            batch = list(islice(self._while_open(frames), None if stop is None else stop - start))
         if not batch:
-            raise MediaError(f"{self.path}: frame {start} was asked for, the clip has fewer frames")
+            raise MediaError(f"{self.path}: frame {start} was asked for, but the clip ends before it")
         return FrameBatch.from_frames(batch)
 
     def read_seconds(self, start: float, stop: float) -> FrameBatch:
@@ -113,10 +113,10 @@ class VideoReader:
         Raises:
             MediaError: The range is empty, or no frame is shown in it.
         """
-        if stop <= start:
+        if not stop > start:
             raise MediaError(f"{self.path}: {start} to {stop} seconds were asked for; a range needs start < stop")
-        with closing(self._frames(start, stop)) as frames:
-            batch = list(frames)
+        with closing(self._source.frames(start, stop)) as frames:
+            batch = list(self._while_open(frames))
         if not batch:
             end = "" if self.info.duration_seconds is None else f" and lasts {self.info.duration_seconds:.3f} s"
             raise MediaError(
@@ -125,90 +125,64 @@ class VideoReader:
             )
         return FrameBatch.from_frames(batch)
 
-    def _frames(self, start: float | None, stop: float | None) -> Iterator[Frame]:
+    def _while_open(self, frames: Iterator[Frame]) -> Iterator[Frame]:
         if self._closed:
             raise MediaError(f"{self.path}: the reader is closed")
-        return self._decode_range(start, stop)
+        return self._until_closed(frames)
 
-    def _decode_range(self, start: float | None, stop: float | None) -> Iterator[Frame]:
-        losses = Losses()
-        with open_container(self.path) as container:
-            stream = choose_stream(container, self.path, self.stream)
-            pictures = decode_pictures(container, stream, losses)
-            convert: color.RgbConverter | None = None
-            for time, duration, picture in _with_true_durations(pictures):
-                if self._closed:
-                    return
-                if start is not None and time + duration <= start:
-                    continue
-                if stop is not None and time >= stop:
-                    return
-                if convert is None:
-                    convert = color.RgbConverter(picture, self.info.sample_aspect_ratio, self.square_pixels)
-                yield Frame(convert(picture), float(time), float(duration))
-            first = Fraction(self.info.start_seconds)
-            losses.warn(self.path, self.info.num_frames, ends_early(losses, stream, container, first))
-
-    def _probe(self, container: InputContainer) -> VideoInfo:
-        stream = choose_stream(container, self.path, self.stream)
-        losses = Losses()
-        first = next(decode_pictures(container, stream, losses), None)
-        if first is None:
-            damage = f"; {losses.damaged_packets} packets are damaged or encrypted" if losses.damaged_packets else ""
-            raise MediaError(f"{self.path}: not one video frame can be decoded{damage}")
-        time, _, picture = first
-        self._transparent = color.has_alpha(picture) and color.is_transparent(picture)
-        return self._describe(container, stream, picture, time)
-
-    def _describe(
-        self, container: InputContainer, stream: VideoStream, picture: VideoFrame, time: Fraction
-    ) -> VideoInfo:
-        aspect = Fraction(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1)
-        converter = color.RgbConverter(picture, aspect, self.square_pixels)
-        duration = stream.duration * stream.time_base if stream.duration and stream.time_base else None
-        if duration is None and container.duration:
-            duration = Fraction(container.duration, 1_000_000)
-        return VideoInfo(
-            path=self.path,
-            width=converter.width,
-            height=converter.height,
-            stored_width=picture.width,
-            stored_height=picture.height,
-            fps=average_fps(stream),
-            num_frames=stream.frames or None,
-            duration_seconds=None if duration is None else float(duration),
-            start_seconds=float(time),
-            codec=stream.codec_context.codec.canonical_name,
-            container=container.format.name,
-            pixel_format=picture.format.name,
-            bit_depth=color.bit_depth(picture),
-            rotation=picture.rotation,
-            sample_aspect_ratio=aspect,
-            color_range=color.color_range_name(picture),
-            color_matrix=color.color_matrix_name(picture.colorspace),
-            color_transfer=color.color_transfer_name(picture.color_trc),
-            has_alpha=self._transparent or stream.metadata.get("alpha_mode") == "1",
-            has_audio=bool(container.streams.audio),
-            num_video_streams=len(video_streams(container)),
-        )
-
-    def _warn_of_dropped_qualities(self) -> None:
-        if self.info.has_alpha:
-            warnings.warn(f"{self.path}: its alpha channel is dropped", MediaWarning, stacklevel=3)
-        if self.info.is_hdr:
-            transfer = self.info.color_transfer.upper()
-            message = f"{self.path}: high dynamic range ({transfer}) is read without tone mapping"
-            warnings.warn(message, MediaWarning, stacklevel=3)
+    def _until_closed(self, frames: Iterator[Frame]) -> Iterator[Frame]:
+        for frame in frames:
+            if self._closed:
+                return
+            yield frame
 
 
-def _with_true_durations(
-    pictures: Iterator[tuple[Fraction, Fraction, VideoFrame]],
-) -> Iterator[tuple[Fraction, Fraction, VideoFrame]]:
-    """Replaces each picture's nominal duration by the time to the next one; the last keeps its own."""
-    held = next(pictures, None)
-    for following in pictures:
-        assert held is not None
-        yield held[0], following[0] - held[0], held[2]
-        held = following
-    if held is not None:
-        yield held
+def read_video(
+    path: str | os.PathLike[str],
+    *,
+    stream: int = 0,
+    fps: Fraction | float | None = None,
+    start_seconds: float | None = None,
+    stop_seconds: float | None = None,
+    square_pixels: bool = True,
+    tone_map: bool = True,
+) -> tuple[FrameBatch, VideoInfo]:
+    r"""Reads a whole clip, or a stretch of it, into memory.
+
+    Args:
+        path, stream, square_pixels, tone_map: See `VideoReader`.
+        fps: Resample to this rate by the frames' times; see `resample_frames`.
+        start_seconds, stop_seconds: Read only what is on screen between these times, on the file's clock.
+
+    Returns:
+        The frames `(T, H, W, 3)` uint8 with their times, and what the file says about itself (with its own rate).
+
+    Raises:
+        MediaError: See `VideoReader`; or nothing is shown between the times.
+    """
+    with VideoReader(path, stream=stream, square_pixels=square_pixels, tone_map=tone_map) as reader:
+        if start_seconds is None and stop_seconds is None:
+            batch = reader.read()
+        else:
+            start = float("-inf") if start_seconds is None else start_seconds
+            batch = reader.read_seconds(start, float("inf") if stop_seconds is None else stop_seconds)
+        if fps is not None:
+            batch = FrameBatch.from_frames(list(resample_frames(batch, fps)))
+        return batch, reader.info
+
+
+def open_source(
+    path: Path, stream: int = 0, square_pixels: bool = True, tone_map: bool = True
+) -> FfmpegSource | WebpSource:
+    if is_animated_webp(path):
+        return WebpSource(path, stream)
+    return FfmpegSource(path, stream, square_pixels, tone_map)
+
+
+def _dropped_qualities(info: VideoInfo, tone_map: bool) -> Iterator[str]:
+    if info.has_alpha:
+        yield "its alpha channel is dropped"
+    if info.is_hdr and tone_map:
+        yield f"high dynamic range ({info.color_transfer.upper()}) is tone-mapped to 8-bit sRGB"
+    elif info.is_hdr:
+        yield f"high dynamic range ({info.color_transfer.upper()}) is read without tone mapping and looks flat"

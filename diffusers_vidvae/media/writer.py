@@ -40,9 +40,9 @@ _LARGEST_CRF = {"h264": 51, "vp9": 63}
 class VideoWriter:
     r"""Writes frames to a video file, an animation or a folder of PNG frames.
 
-    What is written follows from the name: `.mp4`, `.m4v`, `.mov` and `.mkv` hold H.264, `.webm` VP9, `.gif` and `.webp`
-    animations, and a name without an ending becomes a folder of `frame_00000.png`, ... `lossless=True` writes FFV1 to
-    `.mkv`, whose frames read back bit for bit, or a lossless `.webp`.
+    What is written follows from the name: `.mp4`, `.m4v`, `.mov` and `.mkv` hold H.264, `.webm` VP9, `.gif` and
+    `.webp` animations, and a name without an ending becomes a folder of `frame_00000.png`, ... `lossless=True` writes
+    FFV1 to `.mkv`, whose frames read back bit for bit, or a lossless `.webp`.
 
     The frames' size is never changed. H.264 with halved colour resolution (4:2:0), which every player knows, exists
     for even sizes only; frames of an odd width or height are written as 4:4:4 instead, which browsers, VLC, mpv and
@@ -204,7 +204,8 @@ class VideoWriter:
             images = images[None]
         if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
             raise MediaError(
-                f"{self.path}: expected uint8 frames of shape (H, W, 3) or (T, H, W, 3), got {images.dtype} {images.shape}"
+                f"{self.path}: frames must be uint8 of shape (H, W, 3) or (T, H, W, 3), "
+                f"got {images.dtype} {images.shape}"
             )
         return images
 

@@ -1,0 +1,204 @@
+"""The frames of a file as FFmpeg decodes them."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+
+import av.error
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from . import color
+from .decoding import Losses, average_fps, choose_stream, decode_pictures, ends_early, open_container, video_streams
+from .errors import MediaError
+from .frames import Frame, VideoInfo
+
+
+# Containers whose seeking lands on a key frame at or before the wanted time.
+_SEEKABLE = ("mov", "matroska", "webm")
+
+# Codecs that give one picture for every packet, so that packets can be counted instead of pictures.
+_ONE_PICTURE_A_PACKET = ("h264", "hevc", "vvc", "av1", "ffv1", "prores", "mjpeg", "png")
+
+# Decoding so little is faster than opening an index and seeking.
+_WORTH_SEEKING_SECONDS = 2
+_WORTH_SEEKING_FRAMES = 60
+
+# Times pass through floats; a frame that overlaps a range by less than this is not in it.
+TIME_TOLERANCE = 1e-6
+
+
+class FfmpegSource:
+    """One video stream of a file. Every call of `frames` opens the file anew.
+
+    Args:
+        path: The file.
+        stream: Which of its video streams.
+        square_pixels, tone_mapped: See `VideoReader`.
+
+    Raises:
+        MediaError: The file cannot be read, holds no such stream, or not one of its frames can be decoded.
+    """
+
+    def __init__(self, path: Path, stream: int, square_pixels: bool, tone_mapped: bool):
+        self.path = path
+        self.stream = stream
+        self.square_pixels = square_pixels
+        self.tone_mapped = tone_mapped
+        with open_container(path) as container:
+            self.info = self._probe(container)
+
+    def frames(self, start: float | None = None, stop: float | None = None) -> Generator[Frame, None, None]:
+        """The frames on screen in `[start, stop)` seconds; only what is yielded is converted to RGB."""
+        losses = Losses()
+        with open_container(self.path) as container:
+            stream = choose_stream(container, self.path, self.stream)
+            pictures = with_true_durations(self._pictures_from(container, stream, losses, start))
+            convert: color.RgbConverter | None = None
+            for time, duration, picture in pictures:
+                if start is not None and time + duration <= start + TIME_TOLERANCE:
+                    continue
+                if stop is not None and time >= stop - TIME_TOLERANCE:
+                    return
+                convert = convert or self._converter(picture)
+                yield Frame(convert(picture), float(time), float(duration))
+            if start is None:
+                losses.warn(self.path, self.info.num_frames, self._ends_early(losses, stream, container))
+
+    def frames_from(self, index: int) -> Generator[Frame, None, None]:
+        """The frames from the `index`-th on, counted as decoding the whole file counts them."""
+        times = self._frame_times if index >= _WORTH_SEEKING_FRAMES else None
+        if times is not None and index < len(times):
+            frames = self.frames(start=float(times[index]))
+            first = next(frames, None)
+            if first is not None and abs(first.pts_seconds - float(times[index])) < TIME_TOLERANCE:
+                yield first
+                yield from frames
+                return
+        yield from self._skipping(index)
+
+    def _skipping(self, count: int) -> Iterator[Frame]:
+        losses = Losses()
+        with open_container(self.path) as container:
+            stream = choose_stream(container, self.path, self.stream)
+            convert: color.RgbConverter | None = None
+            pictures = with_true_durations(decode_pictures(container, stream, losses))
+            for index, (time, duration, picture) in enumerate(pictures):
+                if index >= count:
+                    convert = convert or self._converter(picture)
+                    yield Frame(convert(picture), float(time), float(duration))
+            losses.warn(self.path, self.info.num_frames, self._ends_early(losses, stream, container))
+
+    def _pictures_from(
+        self, container: InputContainer, stream: VideoStream, losses: Losses, start: float | None
+    ) -> Iterator[tuple[Fraction, Fraction, VideoFrame]]:
+        """Pictures from the last key frame at or before `start`, or from the beginning if that cannot be found."""
+        if start is None or start < self.info.start_seconds + _WORTH_SEEKING_SECONDS or not self._can_seek:
+            yield from decode_pictures(container, stream, losses)
+            return
+        assert stream.time_base is not None
+        with open_container(self.path) as other:
+            target = choose_stream(other, self.path, self.stream)
+            try:
+                other.seek(int(start / stream.time_base), stream=target, backward=True)
+            except av.error.FFmpegError:
+                pass
+            pictures = decode_pictures(other, target, losses)
+            first = next(pictures, None)
+            if first is not None and self.info.start_seconds < first[0] <= start:
+                yield first
+                yield from pictures
+                return
+        yield from decode_pictures(container, stream, losses)
+
+    @property
+    def _can_seek(self) -> bool:
+        return self.info.duration_seconds is not None and any(
+            name in _SEEKABLE for name in self.info.container.split(",")
+        )
+
+    @cached_property
+    def _frame_times(self) -> list[Fraction] | None:
+        """Every frame's time by the packets' headers, without decoding; None where these cannot be trusted."""
+        if not self._can_seek or self.info.codec not in _ONE_PICTURE_A_PACKET:
+            return None
+        times = []
+        with open_container(self.path) as container:
+            stream = choose_stream(container, self.path, self.stream)
+            try:
+                for packet in container.demux(stream):
+                    if packet.size == 0 or packet.is_discard:
+                        continue
+                    if packet.is_corrupt or packet.pts is None:
+                        return None
+                    times.append(packet.pts * packet.time_base)
+            except av.error.FFmpegError:
+                return None
+        times.sort()
+        distinct = len(set(times)) == len(times)
+        return times if times and distinct and float(times[0]) == self.info.start_seconds else None
+
+    def _probe(self, container: InputContainer) -> VideoInfo:
+        stream = choose_stream(container, self.path, self.stream)
+        losses = Losses()
+        first = next(decode_pictures(container, stream, losses), None)
+        if first is None:
+            damage = f"; {losses.damaged_packets} packets are damaged or encrypted" if losses.damaged_packets else ""
+            raise MediaError(f"{self.path}: not one video frame can be decoded{damage}")
+        time, _, picture = first
+        return self._describe(container, stream, picture, time)
+
+    def _describe(
+        self, container: InputContainer, stream: VideoStream, picture: VideoFrame, time: Fraction
+    ) -> VideoInfo:
+        aspect = Fraction(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1)
+        converter = color.RgbConverter(picture, aspect, self.square_pixels, self.tone_mapped)
+        duration = stream.duration * stream.time_base if stream.duration and stream.time_base else None
+        if duration is None and container.duration:
+            duration = Fraction(container.duration, av.time_base)
+        return VideoInfo(
+            path=self.path,
+            width=converter.width,
+            height=converter.height,
+            stored_width=picture.width,
+            stored_height=picture.height,
+            fps=average_fps(stream),
+            num_frames=stream.frames or None,
+            duration_seconds=None if duration is None else float(duration),
+            start_seconds=float(time),
+            codec=stream.codec_context.codec.canonical_name,
+            container=container.format.name,
+            pixel_format=picture.format.name,
+            bit_depth=color.bit_depth(picture),
+            rotation=picture.rotation,
+            sample_aspect_ratio=aspect,
+            color_range=color.color_range_name(picture),
+            color_matrix=color.color_matrix_name(picture.colorspace),
+            color_transfer=color.color_transfer_name(picture.color_trc),
+            has_alpha=color.is_transparent(picture) or stream.metadata.get("alpha_mode") == "1",
+            has_audio=bool(container.streams.audio),
+            num_video_streams=len(video_streams(container)),
+        )
+
+    def _converter(self, picture: VideoFrame) -> color.RgbConverter:
+        return color.RgbConverter(picture, self.info.sample_aspect_ratio, self.square_pixels, self.tone_mapped)
+
+    def _ends_early(self, losses: Losses, stream: VideoStream, container: InputContainer) -> bool:
+        return ends_early(losses, stream, container, Fraction(self.info.start_seconds))
+
+
+def with_true_durations(
+    pictures: Iterator[tuple[Fraction, Fraction, VideoFrame]],
+) -> Iterator[tuple[Fraction, Fraction, VideoFrame]]:
+    """Replaces each picture's nominal duration by the time to the next one; the last keeps its own."""
+    held = next(pictures, None)
+    if held is None:
+        return
+    for following in pictures:
+        yield held[0], following[0] - held[0], held[2]
+        held = following
+    yield held
