@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 # diffusers looks these base classes up by name in the library that `model_index.json` mentions.
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 
+from ._registration import register
+
 
 __version__ = "0.1.0"
 
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from .pipelines.pipeline_video_compression import VideoCompressionPipeline as VideoCompressionPipeline
     from .pipelines.pipeline_video_reconstruction import VideoReconstructionPipeline as VideoReconstructionPipeline
     from .schedulers.scheduling_flow_match_gap import FlowMatchGapScheduler as FlowMatchGapScheduler
+
+register()
 
 __all__ = ["DiffusionPipeline", "ModelMixin", "SchedulerMixin", "__version__", *_EXPORTS]
 
