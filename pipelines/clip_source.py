@@ -126,12 +126,18 @@ def _open_clip(video: ClipInput, fps: Fraction | None) -> ClipSource:
 
 
 def _open_file(path: Path, fps: Fraction | None) -> ClipSource:
-    from diffusers_vidvae.media import VideoReader
+    from diffusers_vidvae.media import VideoReader, load_image, media_kind, resample_frames
 
+    if media_kind(path) == "image":
+        return _open_frames([load_image(path)], 1, fps, str(path))
     reader = VideoReader(path)
-    frames = (frame.data for frame in _warn_of_uneven_times(reader))
+
+    def read() -> Iterator[Frame]:
+        return _warn_of_uneven_times(reader) if fps is None else resample_frames(reader, fps)
+
+    frames = (frame.data for frame in read())
     source = _open_frames(frames, None, reader.info.fps if fps is None else fps, str(path))
-    source.count = lambda: sum(1 for _ in reader)
+    source.count = lambda: sum(1 for _ in (reader if fps is None else resample_frames(reader, fps)))
     return source
 
 

@@ -1,0 +1,195 @@
+"""The model that a command runs: the embedded demo, a folder, a Hub id or an original checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import console
+from .console import CommandError
+from .options import DType
+
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import ModelMixin
+
+
+DEMO_NAME = "the embedded demo model"
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+
+
+@dataclass
+class Device:
+    """Where a model runs and what its weights are."""
+
+    device: str
+    dtype: torch.dtype
+
+    @classmethod
+    def choose(cls, device: str | None, dtype: DType | None) -> Device:
+        import torch
+
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            kind = torch.device(device).type
+        except RuntimeError as error:
+            raise CommandError(f"--device {device}: {str(error).splitlines()[0]}") from error
+        if kind == "cuda" and not torch.cuda.is_available():
+            raise CommandError(f"--device {device}: there is no CUDA device here; --device cpu runs everywhere")
+        if dtype is None:
+            return cls(device, torch.bfloat16 if kind == "cuda" else torch.float32)
+        return cls(device, getattr(torch, dtype.value))
+
+
+def demo_folder() -> Path:
+    """Folder of the embedded demo checkpoint."""
+    from diffusers_vidvae import demo_model
+
+    return Path(demo_model())
+
+
+def model_name(model: str | None) -> str:
+    """How to call the model in what a command prints."""
+    return DEMO_NAME if model is None else model
+
+
+def load_model(model: str | None, device: Device, component: str = "vae", demo_component: str = "vae") -> ModelMixin:
+    """Loads a model and puts it on its device.
+
+    Args:
+        model: A folder of a model or of a pipeline, the folder or file of an original checkpoint, a Hub id (or
+            `owner/name/file` for an original checkpoint there), or None for the demo model.
+        device: Where it runs and its type.
+        component: Which model of a pipeline.
+        demo_component: Which model of the demo.
+
+    Raises:
+        CommandError: There is no such model.
+        CheckpointError: An original checkpoint cannot be read, or is of no known model.
+    """
+    if model is None:
+        loaded = load_folder(demo_folder(), device.dtype, demo_component)
+    else:
+        path = Path(model)
+        if is_checkpoint(path):
+            loaded = load_checkpoint(path, device.dtype)
+        elif path.exists():
+            loaded = load_folder(path, device.dtype, component)
+        else:
+            loaded = load_from_hub(model, device.dtype, component)
+    return loaded.to(device.device).eval()
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path is an original checkpoint: a file of weights, or the folder of an Orbax checkpoint."""
+    from diffusers_vidvae.conversion.orbax import is_orbax
+
+    return path.is_file() or (path.is_dir() and is_orbax(path))
+
+
+def load_checkpoint(path: Path, dtype: torch.dtype | None) -> ModelMixin:
+    """Converts an original checkpoint in memory."""
+    from diffusers_vidvae.conversion import detect_source, open_checkpoint
+
+    checkpoint = open_checkpoint(path)
+    return detect_source(checkpoint).convert(checkpoint, dtype)
+
+
+def load_folder(folder: Path, dtype: torch.dtype, component: str) -> ModelMixin:
+    from diffusers import AutoModel
+
+    subfolder = _component_folder(folder, component)
+    return AutoModel.from_pretrained(str(folder), subfolder=subfolder, torch_dtype=dtype)
+
+
+def _component_folder(folder: Path, component: str) -> str | None:
+    """Where in a folder a model lies; None if the folder is the model's own."""
+    if (folder / component / "config.json").is_file():
+        return component
+    if (folder / "config.json").is_file():
+        return None
+    raise CommandError(
+        f"{folder}: holds neither a model (config.json) nor a pipeline with a {component} ({component}/config.json)"
+    )
+
+
+def load_from_hub(model: str, dtype: torch.dtype, component: str) -> ModelMixin:
+    from diffusers import AutoModel
+
+    if model.count("/") >= 2 and model.endswith(CHECKPOINT_SUFFIXES) and not model.startswith(("/", ".", "~")):
+        return load_checkpoint(_download_file(model), dtype)
+    check_hub_id(model)
+    subfolder = component if _is_hub_pipeline(model) else None
+    try:
+        return AutoModel.from_pretrained(model, subfolder=subfolder, torch_dtype=dtype)
+    except OSError as error:
+        raise CommandError(
+            f"{model}: no such folder here, and not loaded from the Hub: {_first_line(error)}"
+        ) from error
+
+
+def check_hub_id(model: str) -> None:
+    """Refuses the name of a file or folder that does not exist, rather than asking the Hub for it."""
+    if model.count("/") != 1 or model.startswith((".", "~", "/")) or model.endswith(CHECKPOINT_SUFFIXES):
+        raise CommandError(f"{model}: no such file or folder, and not the id of a Hub repository (owner/name)")
+
+
+def _is_hub_pipeline(model: str) -> bool:
+    from diffusers import DiffusionPipeline
+
+    try:
+        DiffusionPipeline.load_config(model)
+    except OSError:
+        return False
+    return True
+
+
+def _download_file(name: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    owner, repository, file = name.split("/", 2)
+    try:
+        return Path(hf_hub_download(f"{owner}/{repository}", file))
+    # Every way to fail, from a missing network to a missing file, has an error class of its own.
+    except Exception as error:
+        raise CommandError(
+            f"{name}: no such file here, and not downloaded from the Hub: {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def require_class(model: Any, class_name: str, name: str | None) -> None:
+    """Refuses a model of another class than a command runs."""
+    if type(model).__name__ != class_name:
+        raise CommandError(f"{model_name(name)}: is a {type(model).__name__}, this needs a {class_name}")
+
+
+def quiet_pipeline(pipeline: Any) -> Any:
+    """A pipeline whose progress bars go away when they are done, and never appear where nobody would see them."""
+    pipeline.set_progress_bar_config(leave=False, disable=not console.stderr.is_terminal)
+    return pipeline
+
+
+def parse_fps(text: str | None) -> Fraction | None:
+    if text is None:
+        return None
+    try:
+        fps = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        fps = Fraction(0)
+    if fps <= 0:
+        raise CommandError(f"--fps {text}: must be a positive number or ratio, such as 24, 29.97 or 30000/1001")
+    return fps
+
+
+def make_generator(seed: int | None) -> torch.Generator | None:
+    import torch
+
+    return None if seed is None else torch.Generator().manual_seed(seed)
