@@ -34,7 +34,7 @@ _STATISTICS = (
 )
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class CompressedVideo:
     """A clip as the latents of its kept frames.
 
@@ -62,6 +62,13 @@ class CompressedVideo:
             frames += window.num_frames
         if frames != self.header.num_frames or not frames:
             raise FsvError(f"num_frames: the windows cover {frames} frames, the header says {self.header.num_frames}")
+
+    def __repr__(self) -> str:
+        header = self.header
+        return (
+            f"CompressedVideo({header.num_frames} frames of {header.height} x {header.width}, {self.kept_frames} kept "
+            f"in {len(self.windows)} windows as {header.quantization}, {self.num_bytes} bytes)"
+        )
 
     @classmethod
     def load(cls, path: str | Path, lazy: bool = True) -> CompressedVideo:

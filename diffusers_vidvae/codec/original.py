@@ -15,6 +15,7 @@ from .window import LatentWindow
 
 
 _KEYS = ("compressed", "selection_indices", "compression_mask", "original_num_frames", "num_kept_frames")
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def read_original_pt(path: str | Path, patch_size: int = 16) -> CompressedVideo:
@@ -80,7 +81,7 @@ def _window(content: dict[str, Any]) -> LatentWindow:
     for key, tensor in zip(_KEYS[1:3], (gaps, mask), strict=True):
         if tensor.shape != (1, slots):
             raise FsvError(f"{key}: shape {tuple(tensor.shape)}, expected {(1, slots)}")
-    if gaps.is_floating_point() or gaps.is_complex() or mask.is_floating_point() or mask.is_complex():
+    if gaps.dtype not in _INTEGERS or mask.dtype not in (torch.bool, *_INTEGERS):
         raise FsvError(f"selection_indices: {gaps.dtype} and mask {mask.dtype}, expected integers and booleans")
     if not 1 <= num_kept <= min(slots, num_frames):
         raise FsvError(f"num_kept_frames: {num_kept} of {num_frames} frames in {slots} slots")
@@ -94,8 +95,11 @@ def _window(content: dict[str, Any]) -> LatentWindow:
 
 def _tensor(content: dict[str, Any], key: str, dimensions: int) -> Tensor:
     value = content[key]
-    if not isinstance(value, Tensor) or value.layout != torch.strided or value.dim() != dimensions:
-        raise FsvError(f"{key}: expected a tensor of {dimensions} dimensions")
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.device.type != "cpu":
+        raise FsvError(f"{key}: expected a dense tensor")
+    # A tensor that is not contiguous may be far larger than the file.
+    if value.dim() != dimensions or not value.is_contiguous():
+        raise FsvError(f"{key}: expected a contiguous tensor of {dimensions} dimensions, got {tuple(value.shape)}")
     return value
 
 

@@ -56,6 +56,9 @@ class FsvReader(Sequence[LatentWindow]):
             self._check_scales(file)
         self._first_kept = _running_sums([selection.num_kept for selection in self.selections])
 
+    def __repr__(self) -> str:
+        return f"FsvReader({str(self.path)!r}, {len(self)} windows)"
+
     def __len__(self) -> int:
         return len(self.selections)
 

@@ -9,7 +9,7 @@ from .errors import FsvError
 from .quantization import dequantize, quantize
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class WindowSelection:
     """The kept frames of one window of a clip.
 
@@ -38,6 +38,9 @@ class WindowSelection:
                 f"lies beyond its {self.num_frames} frames"
             )
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(start={self.start}, num_frames={self.num_frames}, gaps={self.gaps.tolist()})"
+
     @property
     def num_kept(self) -> int:
         return len(self.gaps)
@@ -53,7 +56,7 @@ class WindowSelection:
         return torch.zeros(self.num_frames, dtype=torch.bool).index_fill(0, self.positions, True)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class LatentWindow(WindowSelection):
     """The kept frames of one window of a clip and their latents.
 
@@ -72,6 +75,9 @@ class LatentWindow(WindowSelection):
             )
         if self.latents.shape[1] != self.num_kept:
             raise FsvError(f"latents: {self.latents.shape[1]} frames of latents for {self.num_kept} gaps")
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]}, latents={tuple(self.latents.shape)})"
 
     def quantized(self, kind: str) -> LatentWindow:
         """The window as it is read back after being written with this quantization."""

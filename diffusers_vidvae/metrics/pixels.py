@@ -38,8 +38,9 @@ def as_frames(video: Tensor | np.ndarray) -> Tensor:
 
 
 def as_frame_pairs(reference: Any, reconstruction: Any) -> tuple[Tensor, Tensor]:
-    """Both clips as `as_frames` gives them, refused with both shapes when these differ."""
-    pair = as_frames(reference), as_frames(reconstruction)
+    """Both clips as `as_frames` gives them, on the reference's device, refused with both shapes when these differ."""
+    frames = as_frames(reference)
+    pair = frames, as_frames(reconstruction).to(frames.device)
     if pair[0].shape != pair[1].shape:
         raise ValueError(
             "reference and reconstruction differ: (batch, frames, channels, height, width) is "

@@ -96,6 +96,14 @@ def test_masks_and_positions_follow_the_gaps(fsv_file):
     assert video.windows[1].keep_mask.tolist() == [False, True, False]
 
 
+def test_printing_shows_shapes_not_numbers(fsv_file):
+    video = CompressedVideo.load(fsv_file)
+    assert (
+        repr(video) == f"CompressedVideo(11 frames of 45 x 40, 4 kept in 2 windows as fp32, {video.num_bytes} bytes)"
+    )
+    assert repr(video.windows[0]) == "LatentWindow(start=0, num_frames=8, gaps=[0, 3, 4], latents=(5, 3, 3, 3))"
+
+
 def test_statistics_count_the_whole_file(fsv_file):
     video = CompressedVideo.load(fsv_file)
     statistics = video.statistics()

@@ -75,13 +75,19 @@ def changed(**changes):
     [
         ([1, 2], "expected a dictionary with compressed, .*got list"),
         ({"compressed": 1}, "selection_indices: missing"),
-        (changed(compressed=3), "compressed: expected a tensor of 4 dimensions"),
+        (changed(compressed=3), "compressed: expected a dense tensor"),
+        (changed(compressed=torch.zeros(12, 16, 6)), r"compressed: expected a contiguous tensor of 4 dimensions, got"),
+        (
+            changed(compressed=torch.zeros(1, 1, 1, 1).expand(1, 12, 2**40, 6)),
+            "compressed: expected a contiguous tensor",
+        ),
+        (changed(compressed=torch.zeros(1, 12, 16, 6, device="meta")), "compressed: expected a dense tensor"),
         (changed(compressed=torch.zeros(2, 12, 16, 6)), "compressed: 2 clips, expected 1"),
         (changed(compressed=torch.zeros(1, 12, 15, 6)), "compressed: 15 tokens do not form a square"),
         (changed(compressed=torch.zeros(1, 12, 0, 6)), "compressed: 0 tokens do not form a square"),
         (changed(compressed=torch.zeros(1, 12, 16, 6).long()), "compressed: torch.int64 is not float32"),
         (changed(compressed=torch.zeros(1, 12, 16, 0)), "latent_channels: 0"),
-        (changed(compressed=torch.zeros(1, 12, 16, 6).to_sparse()), "compressed: expected a tensor"),
+        (changed(compressed=torch.zeros(1, 12, 16, 6).to_sparse()), "compressed: expected a dense tensor"),
         (
             changed(selection_indices=torch.zeros(1, 11).long()),
             r"selection_indices: shape \(1, 11\), expected \(1, 12\)",
