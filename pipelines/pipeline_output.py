@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,3 +72,28 @@ class VideoReconstructionPipelineOutput(BaseOutput):
     metrics: list[dict[str, Any]] | None = None
     keep_mask: torch.Tensor | None = None
     fps: Fraction | None = None
+
+
+@dataclass
+class ReconstructedFile(BaseOutput):
+    r"""What `VideoReconstructionPipeline.reconstruct_file` wrote.
+
+    Args:
+        output: The reconstruction.
+        original: The original as it was encoded; None if it was not saved.
+        num_frames: Frames in both, 1 for an image.
+        height: Height in pixels.
+        width: Width in pixels.
+        fps: Frame rate; None for an image. Of a file of variable rate, its average.
+        keep_rate: Share of the frames that were decoded from their latents; None if all were.
+        metrics: Fidelity before the codec, see `diffusers_vidvae.metrics`; None unless asked for.
+    """
+
+    output: Path
+    original: Path | None = None
+    num_frames: int = 1
+    height: int = 0
+    width: int = 0
+    fps: Fraction | None = None
+    keep_rate: float | None = None
+    metrics: dict[str, Any] | None = None

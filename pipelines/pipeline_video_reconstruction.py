@@ -1,8 +1,11 @@
 r"""Images and videos through any video autoencoder and back, at their own size and length."""
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import accumulate
+from os import PathLike
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -12,11 +15,13 @@ from diffusers.utils import replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 
+from diffusers_vidvae.media import load_image, load_media, media_kind, to_frames, to_pixels
 from diffusers_vidvae.metrics import evaluate_clip
-from diffusers_vidvae.models.frame_select_vae import SELECTION_MODES
+from diffusers_vidvae.models.frame_select_vae import SELECTION_MODES, clip_windows
 
-from .clip_source import ClipInput, ClipSource, open_clips
-from .pipeline_output import VideoReconstructionPipelineOutput
+from .clip_source import ClipInput
+from .pipeline_output import ReconstructedFile, VideoReconstructionPipelineOutput
+from .reconstruction_files import FileJob, beside
 from .video_autoencoders import (
     AnyVideoAutoencoder,
     Posterior,
@@ -28,6 +33,7 @@ from .video_autoencoders import (
 
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+STREAM_FRAMES = 24
 
 EXAMPLE_DOC_STRING = """
     Examples:
@@ -233,8 +239,7 @@ class VideoReconstructionPipeline(DiffusionPipeline):
         )
         if compute_metrics and output_type == "latent":
             raise ValueError("`compute_metrics` needs pixels, which `output_type` 'latent' does not give.")
-        sources = open_clips(video, fps) if video is not None else open_images(image)
-        clips = stack_clips(sources)
+        clips, clip_fps = load_clips(video, fps) if video is not None else (load_images(image), None)
         options = _Options(
             sample_posterior,
             generator,
@@ -255,24 +260,162 @@ class VideoReconstructionPipeline(DiffusionPipeline):
             for piece in self._run(clips.split(chunk_frames or clips.shape[2], dim=2), options, chunk_frames):
                 pieces.append(piece)
                 progress_bar.update(piece.num_frames)
-        keep_mask = torch.cat([piece.keep_mask for piece in pieces], dim=1) if mode is not None else None
+        keep_mask = _join(pieces, "keep_mask", dim=1) if mode is not None else None
         self.maybe_free_model_hooks()
 
         metrics = original = None
         if output_type == "latent":
-            frames = torch.cat([piece.latents for piece in pieces], dim=2)
+            frames = _join(pieces, "latents", dim=2)
         else:
-            sample = torch.cat([piece.sample for piece in pieces], dim=2)
+            sample = _join(pieces, "sample", dim=2)
             clips = clips[:, :, : sample.shape[2]]
             if compute_metrics:
-                metrics = measure_clips(clips, sample, keep_mask)
+                metrics = measure_clips(clips, sample, keep_mask, self._boundaries(pieces))
             frames, original = (
                 self.video_processor.postprocess_video(pixels, output_type) for pixels in (sample, clips)
             )
         if not return_dict:
-            return frames, original, metrics, keep_mask, sources[0].fps
+            return frames, original, metrics, keep_mask, clip_fps
         return VideoReconstructionPipelineOutput(
-            frames=frames, original=original, metrics=metrics, keep_mask=keep_mask, fps=sources[0].fps
+            frames=frames, original=original, metrics=metrics, keep_mask=keep_mask, fps=clip_fps
+        )
+
+    def _boundaries(self, pieces: list[_Piece]) -> list[int]:
+        """First frames of the chunks or windows that a clip ran in, without 0."""
+        if len(pieces) == 1 and VideoAutoencoder(self.vae).is_a("FrameSelectVAE"):
+            windows = clip_windows(pieces[0].num_frames, self.vae.config.clip_num_frames)
+            return [window.first_new for window in windows[1:]]
+        return list(accumulate(piece.num_frames for piece in pieces))[:-1]
+
+    # Files
+
+    @torch.no_grad()
+    def reconstruct_file(
+        self,
+        input: str | PathLike[str],
+        output: str | PathLike[str],
+        original_output: str | PathLike[str] | bool = True,
+        preprocess: bool | None = None,
+        size_bucket: str | None = None,
+        fps: float | Fraction | None = None,
+        chunk_frames: int | None = None,
+        sample_posterior: bool = False,
+        mode: str | None = None,
+        rate: float | None = None,
+        threshold: float = 0.5,
+        decode_timestep: float | None = None,
+        decode_noise_scale: float | None = None,
+        generator: torch.Generator | None = None,
+        compute_metrics: bool = False,
+        overwrite: bool = False,
+        writer_options: dict[str, Any] | None = None,
+        callback_on_step_end: Callable[..., dict] | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006
+    ) -> ReconstructedFile:
+        r"""Reconstructs an image or video file into another one, and saves beside it the original as it was encoded.
+
+        Videos stream: `AutoencoderKL3D` runs in chunks, with the result of the whole clip, `FrameSelectVAE` in its
+        windows, both in memory that does not grow with the clip. Other autoencoders take the whole clip, unless
+        `chunk_frames` says that each chunk shall be a clip of its own. Sound is dropped, see `writer_options`.
+
+        Preprocessing is that of the data that `AutoencoderKL3D` is meant for, and its default: images are scaled and
+        cut to their nearest size bucket; videos are resampled to 24 frames per second by their timestamps, slower ones
+        are refused, and their sides are cut to multiples of 8. Other autoencoders take the native size and rate.
+
+        Args:
+            input: The file. Whether it is an image or a video is told by its content.
+            output: Where the reconstruction goes; the name's ending says the format. A video without an ending becomes
+                a folder of PNG frames.
+            original_output: Where the preprocessed original goes. True puts it beside `output`, with `_original` added
+                to its name, False nowhere.
+            preprocess: Whether to preprocess as described above; by default for `AutoencoderKL3D` only.
+            size_bucket: Size that an image is brought to, `"XX_SMALL"` to `"XX_LARGE"`; by default the nearest.
+            fps: Frame rate that a video is resampled to by its timestamps.
+            chunk_frames: Frames to run at a time; for `AutoencoderKL3D` 24 by default.
+            sample_posterior: As in `__call__`, like the arguments that follow.
+            mode: Frame selection, window by window.
+            rate: Share of the frames to keep of every window.
+            threshold: For mode `"threshold"`.
+            decode_timestep: For decoders conditioned on one.
+            decode_noise_scale: For those decoders.
+            generator: Source of randomness.
+            compute_metrics: Whether to measure the reconstruction, before the image or video codec.
+            overwrite: Whether files may be replaced.
+            writer_options: Options of `VideoWriter`, such as `crf`, `lossless` or `audio_from`.
+            callback_on_step_end: As in `__call__`.
+            callback_on_step_end_tensor_inputs: As in `__call__`.
+
+        Raises:
+            ValueError: An argument is not as described.
+            MediaError: A file cannot be read, exists, cannot be written, or the clip is too slow or too small. Nothing
+                half-written is left.
+        """
+        inputs = callback_on_step_end_tensor_inputs
+        self.check_inputs(
+            input, None, chunk_frames, mode, None, rate, decode_timestep, decode_noise_scale, "pil", inputs
+        )
+        is_kl_3d = VideoAutoencoder(self.vae).is_a("AutoencoderKL3D")
+        if isinstance(original_output, bool):
+            original_output = beside(Path(output), "_original") if original_output else ""
+        job = FileJob(
+            Path(input),
+            Path(output),
+            Path(original_output) if original_output else None,
+            preprocess=is_kl_3d if preprocess is None else preprocess,
+            least_side=self.vae.spatial_compression_ratio if is_kl_3d else 1,
+            size_bucket=size_bucket,
+            fps=None if fps is None else Fraction(fps).limit_denominator(1001),
+            compute_metrics=compute_metrics,
+            overwrite=overwrite,
+            writer_options=writer_options or {},
+        )
+        options = _Options(
+            sample_posterior, generator, mode, None, rate, threshold, decode_timestep, decode_noise_scale
+        )
+        options = replace(options, callback=callback_on_step_end, callback_tensor_inputs=tuple(inputs))
+        self._interrupt = False
+        if media_kind(job.input) == "image":
+            result = self._reconstruct_image(job, options)
+        else:
+            result = self._reconstruct_video(job, options, chunk_frames)
+        self.maybe_free_model_hooks()
+        return result
+
+    def _reconstruct_image(self, job: FileJob, options: _Options) -> ReconstructedFile:
+        image = job.load_image()
+        pixels = to_pixels(image)
+        (piece,) = self._run([pixels], options)
+        assert piece.sample is not None
+        metrics = measure_clips(pixels, piece.sample, piece.keep_mask)[0] if job.compute_metrics else None
+        job.save_images(to_frames(piece.sample)[0, 0], image)
+        return ReconstructedFile(
+            job.output, job.original_output, num_frames=1, height=image.height, width=image.width, metrics=metrics
+        )
+
+    def _reconstruct_video(self, job: FileJob, options: _Options, chunk_frames: int | None) -> ReconstructedFile:
+        model = VideoAutoencoder(self.vae)
+        with job.open_video() as tape:
+            if model.is_a("FrameSelectVAE"):
+                pieces = self._run_windows(model, tape.windows(self.vae.config.clip_num_frames), options)
+            elif model.is_a("AutoencoderKL3D"):
+                chunk_frames = chunk_frames or self.vae.chunk_frames or STREAM_FRAMES
+                pieces = self._run_stream(model, tape.pieces(chunk_frames), options)
+            else:
+                pieces = self._run_chunks(model, tape.pieces(chunk_frames), options)
+            with self.progress_bar(total=tape.expected_frames or float("inf")) as progress_bar:
+                for piece in pieces:
+                    assert piece.sample is not None
+                    tape.write(piece.sample, piece.keep_mask)
+                    progress_bar.update(piece.num_frames)
+        return ReconstructedFile(
+            job.output,
+            job.original_output,
+            num_frames=tape.num_frames,
+            height=tape.size[0],
+            width=tape.size[1],
+            fps=tape.fps,
+            keep_rate=tape.keep_rate(),
+            metrics=tape.measure(),
         )
 
     # Running a model. All of these take consecutive pieces `(B, 3, t, H, W)` of clips and yield what becomes of them.
@@ -295,7 +438,7 @@ class VideoReconstructionPipeline(DiffusionPipeline):
             with model.tiling(*size[1:]):
                 encoded = model.encode(pad_clip(piece.to(self._execution_device), size))
                 latents = self._draw_latents(encoded.posterior, options)
-                keep_mask = self._select_frames(encoded.keep_probs, piece.shape[2], options)
+                keep_mask = self._select_frames(encoded.keep_probs, options)
                 latents, keep_mask = self._call_back(index, start, latents, keep_mask, options)
                 sample = None if options.latents_only else self._decode(model, latents, size, keep_mask, options)
             sample = None if sample is None else crop_clip(sample, piece.shape[2:]).cpu()
@@ -309,7 +452,7 @@ class VideoReconstructionPipeline(DiffusionPipeline):
     ) -> Iterator[_Piece]:
         """Runs `AutoencoderKL3D` piece after piece with the state that makes them one clip."""
         ratio = self.vae.temporal_compression_ratio
-        num_read, size = 0, (0, 0)
+        num_read, size = 0, torch.Size()
 
         def read() -> Iterator[torch.Tensor]:
             nonlocal num_read, size
@@ -338,6 +481,34 @@ class VideoReconstructionPipeline(DiffusionPipeline):
                 yield _Piece(num_frames, crop_clip(result.float(), (num_frames, *size)).cpu(), None)
             num_done += num_frames
 
+    def _run_windows(
+        self, model: VideoAutoencoder, windows: Iterable[tuple[torch.Tensor, int]], options: _Options
+    ) -> Iterator[_Piece]:
+        """Runs `FrameSelectVAE` window by window, as it runs a whole clip.
+
+        Args:
+            windows: Frames `(1, 3, t, H, W)`, and the number of leading ones that the window before held, too.
+        """
+        start, latents, keep_mask = 0, None, None
+        for index, (frames, num_seen) in enumerate(windows):
+            num_new = frames.shape[2] - num_seen
+            size = model.geometry.padded_size(*frames.shape[2:])
+            with model.tiling(*size[1:]):
+                encoded = model.encode(pad_clip(frames.to(self._execution_device), size))
+                assert encoded.keep_probs is not None
+                new_latents = self._draw_latents(encoded.posterior, options)[:, :, num_seen:]
+                new_mask = self._select_frames(encoded.keep_probs[:, num_seen:], options)
+                new_latents, new_mask = self._call_back(index, start, new_latents, new_mask, options)
+                # Frames of the window before keep what it made of them.
+                latents = _append(latents, new_latents, num_seen, dim=2)
+                keep_mask = None if new_mask is None else _append(keep_mask, new_mask, num_seen, dim=1)
+                sample = self._decode(model, latents, size, keep_mask, options)
+            sample = crop_clip(sample, frames.shape[2:])[:, :, num_seen:].cpu()
+            yield _Piece(num_new, sample, None, new_mask)
+            start += num_new
+            if self.interrupt:
+                return
+
     def _draw_latents(self, posterior: Posterior, options: _Options) -> torch.Tensor:
         if not options.sample_posterior:
             return posterior.mode()
@@ -345,9 +516,7 @@ class VideoReconstructionPipeline(DiffusionPipeline):
             raise ValueError(f"{type(self.vae).__name__} has no posterior to draw from; leave out `sample_posterior`.")
         return posterior.sample(options.generator)
 
-    def _select_frames(
-        self, keep_probs: torch.Tensor | None, num_frames: int, options: _Options
-    ) -> torch.Tensor | None:
+    def _select_frames(self, keep_probs: torch.Tensor | None, options: _Options) -> torch.Tensor | None:
         if keep_probs is None or options.mode is None:
             return None
         return self.vae.select_frames(
@@ -386,41 +555,66 @@ class VideoReconstructionPipeline(DiffusionPipeline):
         return outputs.get("latents", latents), outputs.get("keep_mask", keep_mask)
 
 
-def open_images(image: ClipInput) -> list[ClipSource]:
-    r"""Opens an image, or every image of a batch, as clips of one frame."""
+def _append(previous: torch.Tensor | None, new: torch.Tensor, num_kept: int, dim: int) -> torch.Tensor:
+    """Puts the last `num_kept` of the previous ones before the new ones."""
+    if previous is None or not num_kept:
+        return new
+    return torch.cat([previous.narrow(dim, previous.shape[dim] - num_kept, num_kept), new], dim=dim)
+
+
+def _join(pieces: list[_Piece], field: str, dim: int) -> torch.Tensor:
+    return torch.cat([getattr(piece, field) for piece in pieces], dim=dim)
+
+
+def load_clips(video: ClipInput, fps: float | Fraction | None = None) -> tuple[torch.Tensor, Fraction | None]:
+    r"""Brings what pipelines are given to one batch `(B, 3, T, H, W)` of float32 in [-1, 1].
+
+    Args:
+        video: What `VideoReconstructionPipeline` takes.
+        fps: Rate to which files are resampled by their timestamps, or the rate of frames in memory.
+
+    Returns:
+        The clips, and their frame rate where it is known.
+
+    Raises:
+        ValueError: It is something else, or the clips differ in size.
+        MediaError: A file cannot be read.
+    """
+    rate = None if fps is None else Fraction(fps).limit_denominator(1001)
+    if rate is not None and rate <= 0:
+        raise ValueError(f"`fps` must be positive, got {fps}.")
+    if _is_path(video):
+        media = load_media(video, fps=rate)
+        return to_pixels(media.frames), rate or media.fps
+    if isinstance(video, (list, tuple)) and video and all(_is_path(item) for item in video):
+        clips = [load_media(path, fps=rate) for path in video]
+        return to_pixels([media.frames for media in clips]), rate or clips[0].fps
+    return to_pixels(list(video) if isinstance(video, Iterator) else video), rate
+
+
+def load_images(image: ClipInput) -> torch.Tensor:
+    r"""Brings an image, or a list or tensor `(B, 3, H, W)` of them, to a batch of clips of one frame."""
     if isinstance(image, torch.Tensor):
         if image.ndim != 4:
-            raise ValueError(f"An image tensor must have shape (B, C, H, W), got {tuple(image.shape)}.")
-        return open_clips(image[:, :, None])
+            raise ValueError(f"An image tensor must have shape (B, 3, H, W), got {tuple(image.shape)}.")
+        return to_pixels(image[:, :, None])
     images = image if isinstance(image, (list, tuple)) else [image]
     if not images:
         raise ValueError("`image` is an empty list.")
-    return [source for item in images for source in open_clips(item if _is_path(item) else [item])]
+    return to_pixels([[load_image(item) if _is_path(item) else item] for item in images])
 
 
 def _is_path(item: Any) -> bool:
-    return isinstance(item, str) or hasattr(item, "__fspath__")
-
-
-def stack_clips(sources: list[ClipSource]) -> torch.Tensor:
-    r"""Reads clips into one batch `(B, 3, T, H, W)` of float32 in [-1, 1].
-
-    Raises:
-        ValueError: They differ in length or size, or are not RGB.
-    """
-    clips = [torch.stack(list(source.frames), dim=1) for source in sources]
-    shapes = sorted({tuple(clip.shape[1:]) for clip in clips})
-    if len(shapes) > 1:
-        raise ValueError(f"All clips of a batch must have one (frames, height, width), got {shapes}.")
-    if clips[0].shape[0] != 3:
-        raise ValueError(f"Clips must have 3 channels, red, green and blue, got {clips[0].shape[0]}.")
-    return torch.stack(clips)
+    return isinstance(item, (str, PathLike))
 
 
 def measure_clips(
-    clips: torch.Tensor, sample: torch.Tensor, keep_mask: torch.Tensor | None = None
+    clips: torch.Tensor,
+    sample: torch.Tensor,
+    keep_mask: torch.Tensor | None = None,
+    boundaries: Sequence[int] = (),
 ) -> list[dict[str, Any]]:
     r"""Fidelity of every clip of a batch of reconstructions `(B, 3, T, H, W)`, see `diffusers_vidvae.metrics`."""
     masks = [None] * len(clips) if keep_mask is None else [mask.cpu() for mask in keep_mask]
     pairs = zip(clips.split(1), sample.split(1), masks, strict=True)
-    return [evaluate_clip(clip, reconstruction, mask) for clip, reconstruction, mask in pairs]
+    return [evaluate_clip(clip, reconstruction, mask, boundaries) for clip, reconstruction, mask in pairs]

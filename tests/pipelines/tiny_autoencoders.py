@@ -1,0 +1,276 @@
+"""Autoencoders of diffusers and of this package, real classes at the smallest size that runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from diffusers import (
+    AsymmetricAutoencoderKL,
+    AutoencoderKL,
+    AutoencoderKLAllegro,
+    AutoencoderKLCogVideoX,
+    AutoencoderKLCosmos,
+    AutoencoderKLHunyuanVideo,
+    AutoencoderKLHunyuanVideo15,
+    AutoencoderKLLTX2Video,
+    AutoencoderKLLTXVideo,
+    AutoencoderKLMagvit,
+    AutoencoderKLMochi,
+    AutoencoderKLQwenImage,
+    AutoencoderKLTemporalDecoder,
+    AutoencoderKLWan,
+    AutoencoderTiny,
+    AutoencoderVidTok,
+    ModelMixin,
+    VQModel,
+)
+from diffusers.models.autoencoders import AutoencoderKLKVAEVideo, AutoencoderKLMiniMaxH3
+
+from diffusers_vidvae import AutoencoderKL3D, FrameSelectVAE
+
+
+WIDTHS = (8, 8, 8, 8)
+IDENTITY_STATISTICS = {"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}
+
+
+def kl_3d() -> ModelMixin:
+    return AutoencoderKL3D(latent_channels=4, block_out_channels=WIDTHS, layers_per_block=1, mid_block_layers=1)
+
+
+def frame_select(**options) -> ModelMixin:
+    return FrameSelectVAE(
+        sample_size=16,
+        patch_size=8,
+        latent_channels=6,
+        num_encoder_layers=1,
+        num_decoder_layers=1,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        ff_inner_dim=24,
+        max_num_frames=8,
+        clip_num_frames=4,
+        refiner_channels=8,
+        refiner_levels=2,
+        **options,
+    )
+
+
+def frame_select_any_size() -> ModelMixin:
+    return frame_select(hidden_size=24, patch_norm=False, rope_type="axial", keep_head="pooled", refiner_norm="frame")
+
+
+def wan(**options) -> ModelMixin:
+    return AutoencoderKLWan(
+        **{"base_dim": 3, "z_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1, **IDENTITY_STATISTICS, **options}
+    )
+
+
+def wan_22() -> ModelMixin:
+    return wan(
+        base_dim=4,
+        decoder_base_dim=4,
+        is_residual=True,
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        scale_factor_spatial=16,
+    )
+
+
+def ltx(**options) -> ModelMixin:
+    return AutoencoderKLLTXVideo(
+        latent_channels=8,
+        block_out_channels=WIDTHS,
+        decoder_block_out_channels=WIDTHS,
+        layers_per_block=(1,) * 5,
+        decoder_layers_per_block=(1,) * 5,
+        spatio_temporal_scaling=(True, True, False, False),
+        decoder_spatio_temporal_scaling=(True, True, False, False),
+        patch_size=1,
+        **options,
+    )
+
+
+def ltx_timestep_conditioned() -> ModelMixin:
+    return ltx(timestep_conditioning=True)
+
+
+def ltx_2() -> ModelMixin:
+    return AutoencoderKLLTX2Video(
+        latent_channels=8,
+        block_out_channels=WIDTHS,
+        decoder_block_out_channels=(16, 32, 64),
+        layers_per_block=(1,) * 5,
+        decoder_layers_per_block=(1,) * 4,
+        patch_size=1,
+    )
+
+
+def hunyuan_video() -> ModelMixin:
+    return AutoencoderKLHunyuanVideo(
+        block_out_channels=WIDTHS, layers_per_block=1, norm_num_groups=4, latent_channels=4
+    )
+
+
+def hunyuan_video_15() -> ModelMixin:
+    return AutoencoderKLHunyuanVideo15(
+        latent_channels=4, block_out_channels=(16, 16, 16), layers_per_block=1, spatial_compression_ratio=4
+    )
+
+
+def cogvideox() -> ModelMixin:
+    return AutoencoderKLCogVideoX(
+        down_block_types=("CogVideoXDownBlock3D",) * 4,
+        up_block_types=("CogVideoXUpBlock3D",) * 4,
+        block_out_channels=WIDTHS,
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=2,
+    )
+
+
+def mochi() -> ModelMixin:
+    return AutoencoderKLMochi(
+        encoder_block_out_channels=(32,) * 4,
+        decoder_block_out_channels=(32,) * 4,
+        layers_per_block=(1,) * 5,
+        latent_channels=4,
+        **IDENTITY_STATISTICS,
+    )
+
+
+def magvit() -> ModelMixin:
+    return AutoencoderKLMagvit(latent_channels=4, block_out_channels=WIDTHS, layers_per_block=1, norm_num_groups=4)
+
+
+def vidtok(**options) -> ModelMixin:
+    return AutoencoderVidTok(ch=32, ch_mult=[1, 1, 1, 1], num_res_blocks=1, **options)
+
+
+def vidtok_fsq() -> ModelMixin:
+    return vidtok(z_channels=4, double_z=False, regularizer="fsq", codebook_size=8**4)
+
+
+def vidtok_noncausal() -> ModelMixin:
+    return vidtok(is_causal=False)
+
+
+def cosmos() -> ModelMixin:
+    return AutoencoderKLCosmos(
+        latent_channels=4,
+        encoder_block_out_channels=WIDTHS,
+        decode_block_out_channels=WIDTHS,
+        attention_resolutions=(8,),
+        resolution=64,
+        num_layers=1,
+    )
+
+
+def kvae_video() -> ModelMixin:
+    return AutoencoderKLKVAEVideo(ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1, z_channels=4)
+
+
+def minimax_h3() -> ModelMixin:
+    return AutoencoderKLMiniMaxH3(
+        latent_channels=4,
+        block_out_channels=(8,) * 5,
+        layers_per_block=1,
+        norm_num_groups=4,
+        decoder_num_layers=1,
+        decoder_num_attention_heads=1,
+        decoder_attention_head_dim=32,
+        **IDENTITY_STATISTICS,
+    )
+
+
+def qwen_image_rgba() -> ModelMixin:
+    return AutoencoderKLQwenImage(
+        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, input_channels=4, **IDENTITY_STATISTICS
+    )
+
+
+def allegro() -> ModelMixin:
+    return AutoencoderKLAllegro(
+        block_out_channels=WIDTHS, layers_per_block=1, norm_num_groups=2, latent_channels=4, sample_size=160
+    )
+
+
+IMAGE_BLOCKS = {
+    "down_block_types": ("DownEncoderBlock2D", "DownEncoderBlock2D"),
+    "layers_per_block": 1,
+    "latent_channels": 4,
+}
+
+
+def kl() -> ModelMixin:
+    return AutoencoderKL(
+        block_out_channels=(8, 8), up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=2, **IMAGE_BLOCKS
+    )
+
+
+def temporal_decoder() -> ModelMixin:
+    return AutoencoderKLTemporalDecoder(block_out_channels=(32, 32), **IMAGE_BLOCKS)
+
+
+def asymmetric_kl() -> ModelMixin:
+    return AsymmetricAutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        down_block_out_channels=(8, 8),
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        up_block_out_channels=(8, 8),
+        norm_num_groups=2,
+    )
+
+
+def vq() -> ModelMixin:
+    return VQModel(
+        block_out_channels=(8, 8), up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=2, **IMAGE_BLOCKS
+    )
+
+
+def tiny() -> ModelMixin:
+    return AutoencoderTiny(
+        encoder_block_out_channels=WIDTHS,
+        decoder_block_out_channels=WIDTHS,
+        num_encoder_blocks=(1,) * 4,
+        num_decoder_blocks=(1,) * 4,
+    )
+
+
+# A clip of 6 frames runs in each of these within a second or so.
+AUTOENCODERS: dict[str, Callable[[], ModelMixin]] = {
+    make.__name__: make
+    for make in (
+        kl_3d,
+        frame_select,
+        frame_select_any_size,
+        wan,
+        wan_22,
+        ltx,
+        ltx_timestep_conditioned,
+        ltx_2,
+        hunyuan_video,
+        hunyuan_video_15,
+        cogvideox,
+        mochi,
+        magvit,
+        vidtok,
+        vidtok_fsq,
+        vidtok_noncausal,
+        cosmos,
+        kvae_video,
+        minimax_h3,
+        qwen_image_rgba,
+        kl,
+        temporal_decoder,
+        asymmetric_kl,
+        vq,
+        tiny,
+    )
+}
+
+
+def make_autoencoder(name: str) -> ModelMixin:
+    torch.manual_seed(0)
+    return AUTOENCODERS[name]().eval()
