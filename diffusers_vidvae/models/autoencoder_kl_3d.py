@@ -437,8 +437,8 @@ def tile_spans(length: int, tile_length: int, overlap: int) -> list[tuple[int, i
 def blend_weights(spans: list[tuple[int, int]], margin: int) -> list[torch.Tensor]:
     r"""Weights of overlapping intervals, which sum to one everywhere.
 
-    They are linear ramps. Where the overlap is at least `2 * margin`, they are zero within `margin` of an interval's
-    inner ends, so that values that would need inputs from beyond the interval do not count.
+    Values near an interval's inner ends suffer from the zeros beyond it: weights are zero within `margin` of them
+    where the overlap is at least `2 * margin`, else within a quarter of the overlap. Smooth ramps lie between.
     """
     weights = torch.zeros(len(spans), spans[-1][1])
     for index, (start, stop) in enumerate(spans):
@@ -454,8 +454,9 @@ def blend_weights(spans: list[tuple[int, int]], margin: int) -> list[torch.Tenso
 
 
 def _ramp(distances: torch.Tensor, overlap: int, margin: int) -> torch.Tensor:
-    margin = margin if overlap >= 2 * margin else 0
-    return ((distances - margin) / max(overlap - 2 * margin, 1e-3)).clamp(0, 1)
+    ignored = margin if overlap >= 2 * margin else overlap / 4
+    ramp = ((distances - ignored) / max(overlap - 2 * ignored, 1e-3)).clamp(0, 1)
+    return ramp * ramp * (3 - 2 * ramp)
 
 
 def edge_pad(sample: torch.Tensor, dim: int, length: int) -> torch.Tensor:
