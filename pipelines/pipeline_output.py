@@ -80,7 +80,7 @@ class ReconstructedFile(BaseOutput):
 
     Args:
         output: The reconstruction.
-        original: The original as it was encoded; None if it was not saved.
+        original_output: The original as it was encoded; None if it was not saved.
         num_frames: Frames in both, 1 for an image.
         height: Height in pixels.
         width: Width in pixels.
@@ -90,7 +90,7 @@ class ReconstructedFile(BaseOutput):
     """
 
     output: Path
-    original: Path | None = None
+    original_output: Path | None = None
     num_frames: int = 1
     height: int = 0
     width: int = 0

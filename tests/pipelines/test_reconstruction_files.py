@@ -60,9 +60,9 @@ LOSSLESS = {"lossless": True}
 def test_original_lies_beside_the_reconstruction_as_it_was_encoded(tmp_path, kl_3d_pipe):
     clip = write_clip(tmp_path / "clip.mkv", 11, fps=30)
     result = kl_3d_pipe.reconstruct_file(clip, tmp_path / "out.mkv", writer_options=LOSSLESS)
-    assert result.original == tmp_path / "out_original.mkv"
+    assert result.original_output == tmp_path / "out_original.mkv"
     expected, _ = preprocess_video(clip)
-    original, info = read_video(result.original)
+    original, info = read_video(result.original_output)
     np.testing.assert_array_equal(original.data, expected.data)
     assert (result.num_frames, result.height, result.width, result.fps) == (9, 32, 40, 24)
     assert (len(original), info.height, info.width, info.fps) == (9, 32, 40, 24)
@@ -80,7 +80,7 @@ def test_stream_is_the_whole_clip(tmp_path, name, options):
     assert written.shape == expected.shape == (10, 33, 42, 3)
     assert np.abs(written.astype(int) - expected).max() <= 1
     assert result.metrics["psnr"] == pytest.approx(whole.metrics[0]["psnr"], abs=1e-3)
-    np.testing.assert_array_equal(read_video(result.original)[0].data, moving_pattern(10))
+    np.testing.assert_array_equal(read_video(result.original_output)[0].data, moving_pattern(10))
 
 
 def test_windows_with_dropped_frames_are_those_of_the_whole_clip(tmp_path):
@@ -129,7 +129,7 @@ def test_variable_frame_rate_keeps_its_times(tmp_path, wan_pipe):
     with VideoWriter(tmp_path / "clip.mkv", 20, lossless=True) as writer:
         writer.write(moving_pattern(5), times)
     result = wan_pipe.reconstruct_file(tmp_path / "clip.mkv", tmp_path / "out.mp4")
-    for path in (result.output, result.original):
+    for path in (result.output, result.original_output):
         np.testing.assert_allclose([frame.pts_seconds for frame in VideoReader(path)], times, atol=2e-3)
 
 
@@ -152,9 +152,9 @@ def test_image_goes_to_its_bucket_or_stays_as_it_is(tmp_path, kl_3d_pipe, wan_pi
     path = tmp_path / "photo.png"
     Image.fromarray(moving_pattern(1, 150, 140)[0]).save(path)
     result = kl_3d_pipe.reconstruct_file(path, tmp_path / "a.png", compute_metrics=True)
-    assert load_image(result.output).size == load_image(result.original).size == (result.width, result.height)
+    assert load_image(result.output).size == load_image(result.original_output).size == (result.width, result.height)
     assert (result.width % 8, result.height % 8) == (0, 0)
-    pair = [to_pixels(load_image(item)) for item in (result.original, result.output)]
+    pair = [to_pixels(load_image(item)) for item in (result.original_output, result.output)]
     assert result.metrics["psnr"] == pytest.approx(evaluate_clip(*pair)["psnr"], abs=0.01)
 
     result = kl_3d_pipe.reconstruct_file(path, tmp_path / "b.png", size_bucket="XX_SMALL")
@@ -162,7 +162,7 @@ def test_image_goes_to_its_bucket_or_stays_as_it_is(tmp_path, kl_3d_pipe, wan_pi
     for pipe in (kl_3d_pipe, wan_pipe):
         result = pipe.reconstruct_file(path, tmp_path / "c.png", preprocess=False, overwrite=True)
         assert load_image(result.output).size == (140, 150)
-        np.testing.assert_array_equal(load_image(result.original), load_image(path))
+        np.testing.assert_array_equal(load_image(result.original_output), load_image(path))
 
 
 def test_interrupted_file_ends_with_its_chunk(tmp_path, kl_3d_pipe):
@@ -175,7 +175,7 @@ def test_interrupted_file_ends_with_its_chunk(tmp_path, kl_3d_pipe):
         clip, tmp_path / "out.mkv", chunk_frames=4, callback_on_step_end=callback, compute_metrics=True
     )
     assert result.num_frames == result.metrics["num_frames"] == 8
-    assert len(read_video(result.output)[0]) == len(read_video(result.original)[0]) == 8
+    assert len(read_video(result.output)[0]) == len(read_video(result.original_output)[0]) == 8
 
 
 def test_nothing_is_left_after_an_error(tmp_path, wan_pipe):
@@ -191,7 +191,7 @@ def test_nothing_is_left_after_an_error(tmp_path, wan_pipe):
 def test_only_the_reconstruction_on_demand(tmp_path, wan_pipe):
     clip = write_clip(tmp_path / "clip.mkv", 5)
     result = wan_pipe.reconstruct_file(clip, tmp_path / "out.mp4", original_output=False)
-    assert result.original is None
+    assert result.original_output is None
     assert sorted(tmp_path.iterdir()) == [clip, tmp_path / "out.mp4"]
 
 
