@@ -210,9 +210,9 @@ def frame_to_tensor(frame: Any) -> torch.Tensor:
         got = getattr(frame, "shape", type(frame).__name__)
         raise ValueError(f"A frame must be a PIL image, an (H, W, C) array or a (C, H, W) tensor, got {got}.")
     if frame.dtype == np.uint8:
-        pixels = torch.from_numpy(np.ascontiguousarray(frame)).float() / 127.5 - 1
+        pixels = torch.from_numpy(frame.astype(np.float32)) / 127.5 - 1
     elif np.issubdtype(frame.dtype, np.floating) and frame.min() >= 0 and frame.max() <= 1:
-        pixels = torch.from_numpy(np.ascontiguousarray(frame, dtype=np.float32)) * 2 - 1
+        pixels = torch.from_numpy(frame.astype(np.float32)) * 2 - 1
     else:
         raise ValueError(
             f"A frame must hold uint8, or floats in [0, 1], got {frame.dtype} from {frame.min()} to {frame.max()}."

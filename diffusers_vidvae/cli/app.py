@@ -81,6 +81,7 @@ def _take_debug(arguments: list[str]) -> tuple[list[str], bool]:
 def _describe(error: Exception) -> str:
     """One line for an error; errors that nobody foresaw say what they are."""
     from diffusers_vidvae.conversion import CheckpointError
+    from diffusers_vidvae.hub import HubError
 
     message = str(error).strip()
     if isinstance(error, CheckpointError):
@@ -89,6 +90,6 @@ def _describe(error: Exception) -> str:
     first, *more = message.splitlines() or [""]
     if more:
         first += " (--debug shows the rest)"
-    if isinstance(error, (ValueError, OSError)):
+    if isinstance(error, (ValueError, OSError, HubError)):
         return first or type(error).__name__
     return f"{type(error).__name__}: {first} (--debug shows where)"

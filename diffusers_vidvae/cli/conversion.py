@@ -65,7 +65,7 @@ def convert(
         "dtype": str(model.dtype).removeprefix("torch."),
     }
     if push is not None:
-        report["url"] = publish(output, push, standalone=False)
+        report["url"] = publish(output, push)
     if json:
         console.print_json(report)
         return
@@ -137,22 +137,56 @@ def push(
     folder: Annotated[Path, typer.Argument(help="Folder of a model or pipeline.")],
     repository: Annotated[str, typer.Argument(help="Hub repository, owner/name.")],
     standalone: Annotated[
-        bool, typer.Option("--standalone", help="Publish with source files, for users without this package.")
+        bool,
+        typer.Option("--standalone", help="Publish with source files, for users without this package, on a branch."),
     ] = False,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch. Default: main, or remote-code with --standalone.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     json: Json = False,
 ) -> None:
     """Publish a model or pipeline on the Hub, with a model card."""
     if not folder.is_dir() or not _holds_model(folder):
         raise CommandError(f"{folder}: is not the folder of a model (config.json) or pipeline (model_index.json)")
-    url = publish(folder, repository, standalone)
+    url = publish(folder, repository, standalone, revision, private)
     if json:
         console.print_json({"input": folder, "url": url})
     else:
         console.print_fields(f"{folder}: published", {"at": url})
 
 
-def publish(folder: Path, repository: str, standalone: bool) -> str:
-    """Publishes a folder on the Hub and returns the address."""
-    from diffusers_vidvae import hub
+def publish(
+    folder: Path, repository: str, standalone: bool = False, revision: str | None = None, private: bool = False
+) -> str:
+    """Publishes a folder and returns its address on the Hub."""
+    from diffusers_vidvae.hub import export_standalone, push_folder
 
-    return hub.publish(folder, repository, standalone=standalone)
+    # A repository that exists keeps the visibility that it has.
+    options: dict[str, Any] = {"private": True} if private else {}
+    if not standalone:
+        return push_folder(folder, repository, revision=revision, **options)
+    with tempfile.TemporaryDirectory() as temporary:
+        exported = Path(temporary) / "standalone"
+        export_standalone(load_saved(folder), exported)
+        return push_folder(exported, repository, revision=revision or "remote-code", standalone=True, **options)
+
+
+def load_saved(folder: Path) -> Any:
+    """The model or pipeline of a folder, with weights of the type they are stored in."""
+    from diffusers import AutoModel, DiffusionPipeline
+
+    loader = DiffusionPipeline if (folder / "model_index.json").is_file() else AutoModel
+    return loader.from_pretrained(str(folder), torch_dtype=_stored_dtype(folder))
+
+
+def _stored_dtype(folder: Path) -> Any:
+    import torch
+
+    from diffusers_vidvae.conversion import Checkpoint
+
+    for file in sorted(folder.rglob("*.safetensors")):
+        checkpoint = Checkpoint.open(file)
+        dtype = checkpoint.read(next(iter(checkpoint.shapes))).dtype
+        return dtype if dtype.is_floating_point else None
+    return torch.float32
