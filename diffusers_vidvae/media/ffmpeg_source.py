@@ -12,7 +12,7 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from . import color
+from .color import RgbConverter, bit_depth, color_matrix_name, color_range_name, color_transfer_name, is_transparent
 from .decoding import Losses, average_fps, choose_stream, decode_pictures, ends_early, open_container, video_streams
 from .errors import MediaError
 from .frames import Frame, VideoInfo
@@ -58,7 +58,7 @@ class FfmpegSource:
         with open_container(self.path) as container:
             stream = choose_stream(container, self.path, self.stream)
             pictures = with_true_durations(self._pictures_from(container, stream, losses, start))
-            convert: color.RgbConverter | None = None
+            convert: RgbConverter | None = None
             for time, duration, picture in pictures:
                 if start is not None and time + duration <= start + TIME_TOLERANCE:
                     continue
@@ -85,7 +85,7 @@ class FfmpegSource:
         losses = Losses()
         with open_container(self.path) as container:
             stream = choose_stream(container, self.path, self.stream)
-            convert: color.RgbConverter | None = None
+            convert: RgbConverter | None = None
             pictures = with_true_durations(decode_pictures(container, stream, losses))
             for index, (time, duration, picture) in enumerate(pictures):
                 if index >= count:
@@ -156,7 +156,7 @@ class FfmpegSource:
         self, container: InputContainer, stream: VideoStream, picture: VideoFrame, time: Fraction
     ) -> VideoInfo:
         aspect = Fraction(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1)
-        converter = color.RgbConverter(picture, aspect, self.square_pixels, self.tone_mapped)
+        converter = RgbConverter(picture, aspect, self.square_pixels, self.tone_mapped)
         duration = stream.duration * stream.time_base if stream.duration and stream.time_base else None
         if duration is None and container.duration:
             duration = Fraction(container.duration, av.time_base)
@@ -173,19 +173,19 @@ class FfmpegSource:
             codec=stream.codec_context.codec.canonical_name,
             container=container.format.name,
             pixel_format=picture.format.name,
-            bit_depth=color.bit_depth(picture),
+            bit_depth=bit_depth(picture),
             rotation=picture.rotation,
             sample_aspect_ratio=aspect,
-            color_range=color.color_range_name(picture),
-            color_matrix=color.color_matrix_name(picture.colorspace),
-            color_transfer=color.color_transfer_name(picture.color_trc),
-            has_alpha=color.is_transparent(picture) or stream.metadata.get("alpha_mode") == "1",
+            color_range=color_range_name(picture),
+            color_matrix=color_matrix_name(picture.colorspace),
+            color_transfer=color_transfer_name(picture.color_trc),
+            has_alpha=is_transparent(picture) or stream.metadata.get("alpha_mode") == "1",
             has_audio=bool(container.streams.audio),
             num_video_streams=len(video_streams(container)),
         )
 
-    def _converter(self, picture: VideoFrame) -> color.RgbConverter:
-        return color.RgbConverter(picture, self.info.sample_aspect_ratio, self.square_pixels, self.tone_mapped)
+    def _converter(self, picture: VideoFrame) -> RgbConverter:
+        return RgbConverter(picture, self.info.sample_aspect_ratio, self.square_pixels, self.tone_mapped)
 
     def _ends_early(self, losses: Losses, stream: VideoStream, container: InputContainer) -> bool:
         return ends_early(losses, stream, container, Fraction(self.info.start_seconds))
