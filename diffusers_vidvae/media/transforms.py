@@ -153,7 +153,8 @@ def _array_to_pixels(video: NDArray) -> torch.Tensor:
         warnings.warn("the array's fourth channel (alpha) is dropped", MediaWarning, stacklevel=4)
         video = video[..., :3]
     if video.dtype == np.uint8:
-        pixels = torch.from_numpy(np.ascontiguousarray(video)).float() / 127.5 - 1
+        # PIL gives arrays that may not be written to, which torch warns of.
+        pixels = torch.from_numpy(np.require(video, requirements=["C", "W"])).float() / 127.5 - 1
     elif np.issubdtype(video.dtype, np.floating):
         low, high = float(video.min()), float(video.max())
         if not -_ROUNDING <= low <= high <= 1 + _ROUNDING:
