@@ -191,7 +191,8 @@ def _open_frames(
                 )
             yield tensor
 
-    return ClipSource(read(), *first.shape[1:], fps, num_frames, name)
+    height, width = first.shape[1:]
+    return ClipSource(read(), height, width, fps, num_frames, name)
 
 
 def frame_to_tensor(frame: Any) -> torch.Tensor:

@@ -171,9 +171,9 @@ class VideoCompressionPipeline(DiffusionPipeline):
                 clip, header, selector, callback_on_step_end, callback_on_step_end_tensor_inputs
             )
             if output is None:
-                windows = list(windows)
-                total = sum(window.num_frames for window in windows)
-                results.append(CompressedVideo(replace(header, num_frames=total), windows))
+                kept = list(windows)
+                total = sum(window.num_frames for window in kept)
+                results.append(CompressedVideo(replace(header, num_frames=total), kept))
             else:
                 with FsvWriter(output, header, overwrite) as writer:
                     for window in windows:
@@ -414,15 +414,15 @@ class VideoCompressionPipeline(DiffusionPipeline):
     def _decode_windows(self, compressed: CompressedVideo) -> Iterator[torch.Tensor]:
         """Yields the clip's frames `(1, C, t, H, W)` in [-1, 1], at the clip's own size."""
         header = compressed.header
-        seen_latents = seen_mask = None
+        seen: tuple[torch.Tensor, torch.Tensor] | None = None
         with self.progress_bar(total=header.num_frames) as progress_bar:
             for latents, keep_mask in self._latent_windows(compressed):
                 num_new = keep_mask.shape[1]
-                if seen_latents is not None:
+                if seen is not None:
                     # The last window reaches back so that it is full, as it was when it was encoded.
-                    latents = torch.cat([seen_latents, latents], dim=2)[:, :, -header.clip_num_frames :]
-                    keep_mask = torch.cat([seen_mask, keep_mask], dim=1)[:, -header.clip_num_frames :]
-                seen_latents, seen_mask = latents, keep_mask
+                    latents = torch.cat([seen[0], latents], dim=2)[:, :, -header.clip_num_frames :]
+                    keep_mask = torch.cat([seen[1], keep_mask], dim=1)[:, -header.clip_num_frames :]
+                seen = latents, keep_mask
                 yield self._decode_window(latents, keep_mask, header)[:, :, -num_new:]
                 progress_bar.update(num_new)
 
@@ -515,7 +515,7 @@ class _FrameSelector:
         self.vae = vae
         self.name = clip.name
         self.rate = rate
-        self.options = {"mode": mode, "threshold": threshold, "generator": generator}
+        self.options: dict[str, Any] = {"mode": mode, "threshold": threshold, "generator": generator}
         self.num_seen = self.num_kept = 0
         self.expected_length = self.counts = None
         if num_frames is not None:

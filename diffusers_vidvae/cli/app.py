@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,7 +12,7 @@ from . import compression, console, conversion, generation, inspection, reconstr
 
 
 # The base class of wrong usage, which typer takes from click or brings along, depending on its version.
-UsageError = typer.BadParameter.__bases__[0]
+UsageError: Any = typer.BadParameter.__bases__[0]
 
 app = typer.Typer(
     name="vidvae",

@@ -9,12 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import Progress
 from rich.table import Table
 
+
+Item = TypeVar("Item")
 
 # Pipes have no width; tables that go there are not cut off.
 stdout = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 160)
@@ -87,6 +90,14 @@ def warnings_as_lines(debug: bool) -> Iterator[None]:
         warnings.simplefilter("always", MediaWarning)
         warnings.showwarning = show
         yield
+
+
+@contextmanager
+def progress(description: str, items: Sequence[Item]) -> Iterator[Iterator[Item]]:
+    """Gives the items one by one, with a bar of how many are done if somebody is there to see it."""
+    bar = Progress(console=stderr, transient=True, disable=not stderr.is_terminal)
+    with bar:
+        yield iter(bar.track(items, description=description))
 
 
 def check_output(path: Path, force: bool, suffixes: Sequence[str] = ()) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 DEMO_NAME = "the embedded demo model"
+HUB_FILE = "hf://"
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 
 
@@ -61,8 +62,8 @@ def load_model(model: str | None, device: Device, component: str = "vae", demo_c
     """Loads a model and puts it on its device.
 
     Args:
-        model: A folder of a model or of a pipeline, the folder or file of an original checkpoint, a Hub id (or
-            `owner/name/file` for an original checkpoint there), or None for the demo model.
+        model: A folder of a model or of a pipeline, the folder or file of an original checkpoint, a Hub id,
+            `hf://owner/name/file` for an original checkpoint there, or None for the demo model.
         device: Where it runs and its type.
         component: Which model of a pipeline.
         demo_component: Which model of the demo.
@@ -120,7 +121,7 @@ def _component_folder(folder: Path, component: str) -> str | None:
 def load_from_hub(model: str, dtype: torch.dtype, component: str) -> ModelMixin:
     from diffusers import AutoModel
 
-    if model.count("/") >= 2 and model.endswith(CHECKPOINT_SUFFIXES) and not model.startswith(("/", ".", "~")):
+    if model.startswith(HUB_FILE):
         return load_checkpoint(_download_file(model), dtype)
     check_hub_id(model)
     subfolder = component if _is_hub_pipeline(model) else None
@@ -151,14 +152,15 @@ def _is_hub_pipeline(model: str) -> bool:
 def _download_file(name: str) -> Path:
     from huggingface_hub import hf_hub_download
 
-    owner, repository, file = name.split("/", 2)
+    parts = name.removeprefix(HUB_FILE).split("/", 2)
+    if len(parts) < 3:
+        raise CommandError(f"{name}: a file on the Hub is called {HUB_FILE}owner/name/file")
+    owner, repository, file = parts
     try:
         return Path(hf_hub_download(f"{owner}/{repository}", file))
     # Every way to fail, from a missing network to a missing file, has an error class of its own.
     except Exception as error:
-        raise CommandError(
-            f"{name}: no such file here, and not downloaded from the Hub: {_first_line(error)}"
-        ) from error
+        raise CommandError(f"{name}: not downloaded: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -44,7 +44,7 @@ Model = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="Folder, Hub id, or original checkpoint file (here, or `owner/name/file` on the Hub)."
+        help="Folder, Hub id, or original checkpoint (here, or `hf://owner/name/file`)."
         " Default: the demo model in the package.",
         show_default=False,
     ),

@@ -140,7 +140,7 @@ def evaluate(
     paths = [path for item in inputs for path in media_in(item)]
     rate_of_frames = models.parse_fps(fps)
     vae = models.load_model(model, models.Device.choose(device, dtype))
-    options = {
+    options: dict[str, Any] = {
         "mode": mode.value,
         "num_frames": num_frames,
         "rate": rate,

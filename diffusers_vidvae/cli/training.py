@@ -1,9 +1,151 @@
-"""`vidvae train`, `vidvae stats` and `vidvae encode-dataset`."""
+"""`vidvae train`, `vidvae encode-dataset` and `vidvae stats`."""
 
 from __future__ import annotations
 
+import json as json_module
+from dataclasses import asdict
+from enum import Enum
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
 import typer
+
+from . import console, models
+from .console import CommandError
+from .options import Device, Json, Model, ModelDType
+from .reconstruction import media_in
+
+
+class TrainedModel(str, Enum):
+    frame_select_vae = "frame-select-vae"
+    autoencoder_kl_3d = "autoencoder-kl-3d"
+    gap_dit = "gap-dit"
 
 
 def add_commands(app: typer.Typer) -> None:
-    pass
+    app.command()(train)
+    app.command("encode-dataset")(encode_dataset)
+    app.command()(stats)
+
+
+def train(
+    model: Annotated[TrainedModel, typer.Argument(help="What to train.")],
+    config: Annotated[str, typer.Option("--config", "-c", help="YAML file, or the name of one of the package's.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values in place of the file's.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Train a model by a configuration file, or continue an interrupted training.
+
+    For several processes: `accelerate launch -m diffusers_vidvae.training.train_gap_dit --config FILE`.
+    """
+    module = import_module(f"diffusers_vidvae.training.train_{model.name}")
+    folder = module.main(config, overrides or [])
+    if json:
+        console.print_json({"output": folder, "config": config})
+    else:
+        console.print_fields(f"{folder}: trained", {"model": model.value})
+
+
+def encode_dataset(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of videos and images, or files.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of latents to write, or to finish.")],
+    num_clips: Annotated[int, typer.Option(help="Random clips to encode.")],
+    model: Model = None,
+    num_frames: Annotated[int | None, typer.Option(help="Frames of a clip. Default: the model's window.")] = None,
+    sample_size: Annotated[int | None, typer.Option(help="Side of a clip in pixels. Default: the model's.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Rate that videos are resampled to.")] = None,
+    min_crop: Annotated[float, typer.Option(help="Smallest random crop, as a share of the shorter side.")] = 0.5,
+    shard_size: Annotated[int, typer.Option(help="Clips in a file.")] = 512,
+    batch_size: Annotated[int, typer.Option(help="Clips encoded at once.")] = 8,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of clips and crops.")] = 0,
+    device: Device = None,
+    dtype: ModelDType = None,
+    json: Json = False,
+) -> None:
+    """Encode random clips with a FrameSelectVAE once, to train a GapDiT on their latents."""
+    from diffusers_vidvae.training.config import DataConfig
+    from diffusers_vidvae.training.data import ClipDataset
+    from diffusers_vidvae.training.latents import encode_dataset as encode
+
+    vae = models.load_model(model, models.Device.choose(device, dtype))
+    models.require_class(vae, "FrameSelectVAE", model)
+    data = DataConfig(
+        folders=[str(folder) for folder in folders],
+        procedural_share=0.0,
+        num_frames=num_frames or vae.config.clip_num_frames,
+        sample_size=sample_size or vae.config.sample_size,
+        fps=fps,
+        min_crop=min_crop,
+    )
+    encode(vae, ClipDataset(data, seed), output, num_clips, shard_size, batch_size)
+    report = {
+        "output": output,
+        "model": models.model_name(model),
+        "num_clips": num_clips,
+        "num_frames": data.num_frames,
+    }
+    if json:
+        console.print_json(report)
+    else:
+        fields = {"model": report["model"], "clips": f"{num_clips} of {data.num_frames} frames"}
+        console.print_fields(str(output), fields)
+
+
+def stats(
+    inputs: Annotated[list[Path], typer.Argument(help="Images, videos, or folders of them.")],
+    model: Model = None,
+    fps: Annotated[str | None, typer.Option(help="Rate that videos are resampled to.")] = None,
+    max_frames: Annotated[int | None, typer.Option(help="Frames to read of every clip. Default: all.")] = None,
+    update: Annotated[
+        bool, typer.Option("--update", help="Write mean and deviation into the config of --model, a folder.")
+    ] = False,
+    device: Device = None,
+    dtype: ModelDType = None,
+    json: Json = False,
+) -> None:
+    """Compute mean and standard deviation of a model's latents, channel by channel, and the KL divergence."""
+    from diffusers_vidvae.pipelines.latent_statistics import latent_statistics
+
+    config_file = find_config(model) if update else None
+    paths = [path for item in inputs for path in media_in(item)]
+    vae = models.load_model(model, models.Device.choose(device, dtype))
+    with console.progress("Encoding", paths) as remaining:
+        found = latent_statistics(vae, remaining, models.parse_fps(fps), max_frames=max_frames)
+    if config_file is not None:
+        update_config(config_file, {"latents_mean": found.latents_mean, "latents_std": found.latents_std})
+    report = {"model": models.model_name(model), "class": type(vae).__name__, **asdict(found), "updated": config_file}
+    if json:
+        console.print_json(report)
+        return
+    kl = found.kl_per_element
+    fields = {
+        "model": f"{report['model']} ({report['class']})",
+        "clips": f"{found.num_clips}, {found.num_frames} frames",
+        "latents_mean": " ".join(f"{value:.4f}" for value in found.latents_mean),
+        "latents_std": " ".join(f"{value:.4f}" for value in found.latents_std),
+        "KL per value": None if kl is None else f"{kl:.4f} nats",
+        "updated": config_file,
+    }
+    console.print_fields("Latents", fields)
+
+
+def find_config(model: str | None) -> Path:
+    """The config.json of a model that lies in a folder here."""
+    for file in [] if model is None else [Path(model) / "vae" / "config.json", Path(model) / "config.json"]:
+        if file.is_file():
+            return file
+    raise CommandError(f"--update: needs a --model that is a folder here, got {models.model_name(model)}")
+
+
+def update_config(file: Path, values: dict[str, Any]) -> None:
+    """Replaces values of a JSON file, all of them or none."""
+    config = json_module.loads(file.read_text()) | values
+    temporary = file.with_suffix(".tmp")
+    try:
+        temporary.write_text(json_module.dumps(config, indent=2) + "\n")
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
