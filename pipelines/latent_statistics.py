@@ -99,12 +99,8 @@ class _Moments:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> _Moments:
-        return cls(
-            **{
-                name: torch.tensor(value, dtype=torch.float64) if isinstance(value, list) else value
-                for name, value in values.items()
-            }
-        )
+        tensors = {n: torch.tensor(v, dtype=torch.float64) for n, v in values.items() if isinstance(v, list)}
+        return cls(**{**values, **tensors})
 
 
 @torch.no_grad()

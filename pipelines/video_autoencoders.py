@@ -68,6 +68,10 @@ class Lengths:
         """Smallest of the lengths that is at least `length`."""
         return self.start + max(0, math.ceil((length - self.start) / self.step)) * self.step
 
+    def round_down(self, length: int) -> int:
+        """Largest of the lengths that is at most `length`, 0 if all are longer."""
+        return 0 if length < self.start else self.start + (length - self.start) // self.step * self.step
+
 
 @dataclass(frozen=True)
 class VideoGeometry:
@@ -170,7 +174,10 @@ def _minimax_h3(vae: Any) -> VideoGeometry:
     tail = 0
     if token_drop:
         tail = (vae.tokens_chunk_size - token_drop) * vae.temporal_compression_ratio - vae.frame_pre_padding
-    return _video(Lengths(clip_length + tail, clip_length), vae.spatial_compression_ratio)
+    side = vae.spatial_compression_ratio
+    # Reflection, the usual padding of its encoder, needs two latents a side.
+    sides = Lengths(2 * side if vae.config.spatial_padding_mode == "reflect" else side, side)
+    return VideoGeometry((Lengths(clip_length + tail, clip_length),), sides, sides)
 
 
 def _allegro(vae: Any) -> VideoGeometry:

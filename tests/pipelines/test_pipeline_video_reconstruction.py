@@ -77,7 +77,7 @@ def reconstruct(pipe, video, **options) -> torch.Tensor:
 # Sizes
 
 
-@pytest.mark.parametrize("size", [(1, 17, 24), (6, 20, 36)], ids=str)
+@pytest.mark.parametrize("size", [(1, 8, 9), (6, 20, 36)], ids=str)
 def test_shape_in_is_shape_out(any_pipe, size):
     output = any_pipe(clips(1, 3, *size), output_type="pt")
     assert output.frames.shape == output.original.shape == (1, size[0], 3, *size[1:])
