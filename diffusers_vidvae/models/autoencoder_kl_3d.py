@@ -485,7 +485,9 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
     The encoder and the decoder may have different dtypes, for example `vae.encoder.to(torch.float32)` after loading
     in bfloat16: `encode` and `decode` cast their inputs to the dtype of their half, and return it.
 
-    To compile, compile the halves, which `encode` and `decode` call: `vae.decoder.compile(fullgraph=True)`.
+    To compile, compile the halves, which `encode` and `decode` call: `vae.decoder.compile(fullgraph=True)`. The blocks
+    differ in width and size, so `compile_repeated_blocks` makes many variants and needs
+    `torch._dynamo.config.recompile_limit` raised to 64.
 
     Args:
         in_channels: Pixel channels.

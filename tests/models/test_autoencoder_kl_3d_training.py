@@ -92,9 +92,11 @@ def test_compiled_decoder_streams(vae):
 
 
 @pytest.mark.slow
-def test_compiled_training_gives_the_same_gradients(vae):
+def test_compiled_repeated_blocks_give_the_same_output(vae):
+    vae.eval().requires_grad_(False)
     x = clip(4)
-    expected = gradients(vae, x)
-    vae.compile_repeated_blocks(fullgraph=True)
-    for gradient, plain in zip(gradients(vae, x), expected, strict=True):
-        torch.testing.assert_close(gradient, plain, rtol=1e-3, atol=1e-4)
+    expected = vae(x).sample
+    # Widths and sizes differ between the blocks, each of which is a variant of the compiled code.
+    with torch._dynamo.config.patch(recompile_limit=64):
+        vae.compile_repeated_blocks(fullgraph=True)
+        torch.testing.assert_close(vae(x).sample, expected, rtol=0, atol=1e-4)
