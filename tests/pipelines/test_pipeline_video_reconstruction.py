@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -153,6 +154,28 @@ def test_minimax_h3_gets_pixels_normalised_as_it_was_trained():
     mean, std = (torch.tensor(v).view(3, 1, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
     expected = (pipe.vae(((video + 1) / 2 - mean) / std).sample * std + mean).clamp(0, 1) * 2 - 1
     torch.testing.assert_close(reconstruct(pipe, video), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("class_name", "size", "padded"),
+    [
+        ("AutoencoderKLWan", (80, 719, 1281), (81, 720, 1288)),
+        ("AutoencoderKLLTXVideo", (10, 480, 720), (17, 480, 736)),
+        ("AutoencoderKLLTX2Video", (10, 20, 720), (17, 64, 736)),
+        ("AutoencoderKLHunyuanVideo", (3, 9, 16), (5, 16, 16)),
+        ("AutoencoderKLCogVideoX", (46, 480, 720), (48, 480, 720)),
+        ("AutoencoderKLCogVideoX", (49, 480, 720), (49, 480, 720)),
+        ("AutoencoderKLMochi", (2, 480, 848), (7, 480, 848)),
+        ("AutoencoderKLMagvit", (6, 384, 672), (9, 384, 672)),
+        ("AutoencoderKLCosmos", (10, 704, 1280), (17, 704, 1280)),
+        ("AutoencoderVidTok", (16, 256, 256), (17, 256, 256)),
+        ("AutoencoderKLAllegro", (25, 321, 100), (40, 520, 320)),
+    ],
+)
+def test_sizes_at_default_configuration(class_name, size, padded):
+    with torch.device("meta"):
+        vae = getattr(diffusers, class_name)()
+    assert geometry_of(vae).padded_size(*size) == padded
 
 
 @pytest.mark.parametrize("name", ["wan", "ltx_2", "hunyuan_video_15", "cosmos", "magvit", "kl"])
