@@ -43,8 +43,10 @@ class AudioTrack:
         self.source = source
         self._output = output
         self._damaged = 0
+        self._written = 0
         self._input = open_container(source)
         stream = next(iter(self._input.streams.audio), None)
+        self._has_sound = stream is not None and stream.codec_context is not None
         if stream is None or stream.codec_context is None:
             reason = "holds no sound" if stream is None else "its sound has a codec that cannot be decoded"
             warnings.warn(f"{source}: {reason}; the video is written without", MediaWarning, stacklevel=4)
@@ -64,11 +66,18 @@ class AudioTrack:
                 self._next = packet
                 return
             self._output.mux(packet)
+            self._written += 1
 
-    def close(self) -> None:
+    def finish(self) -> None:
+        """Announces what was left out, in `MediaWarning`s."""
+        if self._has_sound and not self._written:
+            message = f"{self.source}: none of its sound falls into the video; it is written without"
+            warnings.warn(message, MediaWarning, stacklevel=5)
         if self._damaged:
             message = f"{self.source}: {self._damaged} damaged packets of its sound were left out"
-            warnings.warn(message, MediaWarning, stacklevel=4)
+            warnings.warn(message, MediaWarning, stacklevel=5)
+
+    def close(self) -> None:
         self._input.close()
 
     def _can_copy(self, stream: AudioStream) -> bool:

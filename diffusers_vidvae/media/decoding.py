@@ -19,8 +19,8 @@ from .errors import MediaError, MediaWarning, checked_input
 
 FALLBACK_FPS = Fraction(25)
 
-# Containers whose header counts the pictures that decoding yields; MP4 also counts those an edit list hides.
-_COUNTED_EXACTLY = ("avi", "matroska", "nut", "gif", "apng")
+# A clip without a frame count that ends this much before its declared end was cut off.
+_MISSING_SECONDS = 0.5
 
 
 @dataclass
@@ -32,15 +32,27 @@ class Losses:
     damaged_frames: int = 0
     end_seconds: float = field(default=float("nan"))
 
-    def warn(self, path: Path, declared: int | None, missing_tail: bool) -> None:
-        """Says how many frames were lost, if any were, in one `MediaWarning`."""
-        lost = max(0, (declared or 0) - self.decoded) if self.damaged_packets or missing_tail else 0
+    def cut_off(self, declared_end: float | None, frame_seconds: float) -> bool:
+        """Whether the last frame ends well before the time that the header promises."""
+        missing = 0.0 if declared_end is None else declared_end - self.end_seconds
+        return missing > max(_MISSING_SECONDS, 1.5 * frame_seconds)
+
+    def warn(self, path: Path, declared: int | None, cut_off: bool) -> None:
+        """Says how many frames were lost, if any were, in one `MediaWarning`.
+
+        Args:
+            path: The file.
+            declared: Its frame count by the header, None where it has none.
+            cut_off: Whether it ends before its declared length.
+        """
         messages = []
-        if lost:
-            messages.append(f"{lost} of {declared} declared frames are lost, {self.decoded} decoded")
+        if declared is not None and declared > self.decoded:
+            messages.append(
+                f"{declared - self.decoded} of {declared} declared frames are lost, {self.decoded} decoded"
+            )
         elif self.damaged_packets:
             messages.append(f"{self.damaged_packets} damaged packets were skipped, {self.decoded} frames decoded")
-        elif missing_tail:
+        elif cut_off:
             messages.append(f"the file ends before its declared length, {self.decoded} frames decoded")
         if self.damaged_frames:
             messages.append(f"{self.damaged_frames} of {self.decoded} decoded frames are damaged")
@@ -88,6 +100,10 @@ def choose_stream(container: InputContainer, path: Path, index: int) -> VideoStr
 
 
 def average_fps(stream: VideoStream) -> Fraction:
+    """Frames per second over the whole clip, as far as the header tells."""
+    if stream.codec_context.name == "gif" and stream.frames and stream.duration and stream.time_base:
+        # Delays are whole hundredths of a second, so FFmpeg's guess from the first few is far off.
+        return stream.frames / (stream.duration * stream.time_base)
     for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate):
         if rate:
             return Fraction(rate)
@@ -135,14 +151,19 @@ def _decoded(container: InputContainer, stream: VideoStream, losses: Losses) -> 
         yield from pictures
 
 
-def ends_early(losses: Losses, stream: VideoStream, container: InputContainer, first_time: Fraction) -> bool:
-    """Whether a stream that was decoded to its end holds less than its header declares."""
-    if any(name in _COUNTED_EXACTLY for name in container.format.name.split(",")):
-        return stream.frames > losses.decoded
-    if not stream.duration or stream.time_base is None:
-        return False
-    missing = float(first_time + stream.duration * stream.time_base) - losses.end_seconds
-    return missing > 1.5 / float(average_fps(stream))
+def declared_frames(container: InputContainer, stream: VideoStream) -> int | None:
+    """How many frames the header promises; None where it does not say."""
+    if "mov" in container.format.name and 0 < stream.frames == len(stream.index_entries):
+        # MP4 counts the samples that an edit list hides, too.
+        return sum(not entry.is_discard for entry in stream.index_entries)
+    return stream.frames or None
+
+
+def declared_seconds(container: InputContainer, stream: VideoStream) -> float | None:
+    """The length that the header promises; None where it does not say."""
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    return container.duration / av.time_base if container.duration else None
 
 
 def decodes_strictly(path: Path) -> bool:

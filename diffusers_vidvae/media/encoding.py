@@ -35,6 +35,9 @@ CONTAINERS = {
     ".webp": "webp",
 }
 _ENCODERS = {"h264": "libx264", "vp9": "libvpx-vp9", "ffv1": "ffv1", "gif": "gif", "webp": "libwebp_anim"}
+# The index comes first, so that a browser can play while it loads; lengths are not rounded to milliseconds.
+_MP4_OPTIONS = {"movflags": "faststart", "movie_timescale": "90000"}
+_MUXER_OPTIONS = {"mp4": _MP4_OPTIONS, "mov": _MP4_OPTIONS}
 _DEFAULT_CRF = {"h264": 18, "vp9": 24}
 
 # Fine enough for every usual frame rate; used when frames come with their own times.
@@ -68,7 +71,10 @@ class EncodedFile:
     def __init__(self, file: Path, path: Path, options: EncodingOptions):
         self.path = path
         self.options = options
-        self._container = av.open(f"file:{file.absolute()}", "w", format=CONTAINERS[path.suffix.lower()])
+        container = CONTAINERS[path.suffix.lower()]
+        self._container = av.open(
+            f"file:{file.absolute()}", "w", format=container, options=_MUXER_OPTIONS.get(container)
+        )
         encoder = _ENCODERS[options.codec]
         stream = self._container.add_stream(encoder, rate=options.fps, options=_encoder_options(options))
         self._stream = cast(VideoStream, stream)
@@ -86,6 +92,7 @@ class EncodedFile:
         self._format = _stored_format(self.path, options, width, height)
         stream.pix_fmt = self._format
         context = stream.codec_context
+        self._variable_rate = variable_rate
         context.time_base = _VARIABLE_TIME_BASE if variable_rate else 1 / options.fps
         stream.time_base = context.time_base
         if self._format.startswith("yuv"):
@@ -106,12 +113,13 @@ class EncodedFile:
         picture.pts = round(time / base)
         picture.duration = max(1, round((time + duration) / base) - picture.pts)
         self._end = time + duration
-        self._container.mux(self._stream.encode(self._paletted(picture)))
+        self._mux(self._paletted(picture))
 
     def finish(self) -> None:
-        self._container.mux(self._stream.encode(None))
+        self._mux(None)
         if self._audio is not None:
             self._audio.write_until(self._end)
+            self._audio.finish()
             self._audio.close()
         self._container.close()
 
@@ -120,6 +128,12 @@ class EncodedFile:
             self._audio.close()
         # Without a first frame there is no header yet, and FFmpeg closes without writing.
         self._container.close()
+
+    def _mux(self, picture: VideoFrame | None) -> None:
+        for packet in self._stream.encode(picture):
+            if not self._variable_rate:
+                packet.duration = 1  # the encoders' own guess for the last packet is a little short
+            self._container.mux(packet)
 
     def _stored(self, picture: VideoFrame) -> VideoFrame:
         if self._palette is not None:

@@ -29,6 +29,8 @@ def checked_input(path: str | os.PathLike[str]) -> Path:
     try:
         if path.is_dir():
             raise MediaError(f"{path}: is a folder, not a media file")
+        if path.exists() and not path.is_file():
+            raise MediaError(f"{path}: is not a regular file")
         with open(path, "rb") as file:
             if not file.read(1):
                 raise MediaError(f"{path}: the file is empty (0 bytes)")

@@ -13,7 +13,16 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from .color import RgbConverter, bit_depth, color_matrix_name, color_range_name, color_transfer_name, is_transparent
-from .decoding import Losses, average_fps, choose_stream, decode_pictures, ends_early, open_container, video_streams
+from .decoding import (
+    Losses,
+    average_fps,
+    choose_stream,
+    declared_frames,
+    declared_seconds,
+    decode_pictures,
+    open_container,
+    video_streams,
+)
 from .errors import MediaError
 from .frames import Frame, VideoInfo
 
@@ -67,7 +76,7 @@ class FfmpegSource:
                 convert = convert or self._converter(picture)
                 yield Frame(convert(picture), float(time), float(duration))
             if start is None:
-                losses.warn(self.path, self.info.num_frames, self._ends_early(losses, stream, container))
+                self._warn_of(losses)
 
     def frames_from(self, index: int) -> Generator[Frame, None, None]:
         """The frames from the `index`-th on, counted as decoding the whole file counts them."""
@@ -91,7 +100,7 @@ class FfmpegSource:
                 if index >= count:
                     convert = convert or self._converter(picture)
                     yield Frame(convert(picture), float(time), float(duration))
-            losses.warn(self.path, self.info.num_frames, self._ends_early(losses, stream, container))
+            self._warn_of(losses)
 
     def _pictures_from(
         self, container: InputContainer, stream: VideoStream, losses: Losses, start: float | None
@@ -157,9 +166,6 @@ class FfmpegSource:
     ) -> VideoInfo:
         aspect = Fraction(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1)
         converter = RgbConverter(picture, aspect, self.square_pixels, self.tone_mapped)
-        duration = stream.duration * stream.time_base if stream.duration and stream.time_base else None
-        if duration is None and container.duration:
-            duration = Fraction(container.duration, av.time_base)
         return VideoInfo(
             path=self.path,
             width=converter.width,
@@ -167,8 +173,8 @@ class FfmpegSource:
             stored_width=picture.width,
             stored_height=picture.height,
             fps=average_fps(stream),
-            num_frames=stream.frames or None,
-            duration_seconds=None if duration is None else float(duration),
+            num_frames=declared_frames(container, stream),
+            duration_seconds=declared_seconds(container, stream),
             start_seconds=float(time),
             codec=stream.codec_context.codec.canonical_name,
             container=container.format.name,
@@ -187,8 +193,12 @@ class FfmpegSource:
     def _converter(self, picture: VideoFrame) -> RgbConverter:
         return RgbConverter(picture, self.info.sample_aspect_ratio, self.square_pixels, self.tone_mapped)
 
-    def _ends_early(self, losses: Losses, stream: VideoStream, container: InputContainer) -> bool:
-        return ends_early(losses, stream, container, Fraction(self.info.start_seconds))
+    def _warn_of(self, losses: Losses) -> None:
+        end = None
+        # With sound, the length is that of the longer of the two.
+        if self.info.num_frames is None and self.info.duration_seconds is not None and not self.info.has_audio:
+            end = self.info.start_seconds + self.info.duration_seconds
+        losses.warn(self.path, self.info.num_frames, losses.cut_off(end, float(1 / self.info.fps)))
 
 
 def with_true_durations(

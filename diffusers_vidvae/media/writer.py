@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,7 @@ _SUFFIXES_OF_CODEC: dict[Codec, tuple[str, ...]] = {
     "webp": (".webp",),
     "png": ("",),
 }
+_PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
 _LARGEST_CRF = {"h264": 51, "vp9": 63}
 
 
@@ -200,14 +202,12 @@ class VideoWriter:
 
     def _checked(self, frames: NDArray[np.uint8] | Frame | FrameBatch) -> NDArray[np.uint8]:
         images = frames.data if isinstance(frames, (Frame, FrameBatch)) else np.asarray(frames)
-        if images.ndim == 3:
-            images = images[None]
-        if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
+        if images.ndim not in (3, 4) or images.shape[-1] != 3 or images.dtype != np.uint8:
             raise MediaError(
                 f"{self.path}: frames must be uint8 of shape (H, W, 3) or (T, H, W, 3), "
                 f"got {images.dtype} {images.shape}"
             )
-        return images
+        return images.reshape(-1, *images.shape[-3:])
 
     def _begin(self, image: NDArray[np.uint8], time: float | None) -> None:
         height, width = image.shape[:2]
@@ -260,6 +260,11 @@ def _choose_codec(path: Path, codec: Codec | None, lossless: bool) -> Codec:
 
 def _check_options(path: Path, options: EncodingOptions) -> None:
     codec = options.codec
+    if options.preset not in _PRESETS:
+        raise MediaError(f"{path}: preset must be one of {', '.join(_PRESETS)}, got {options.preset!r}")
+    if options.pixel_format not in (None, *get_args(PixelFormat)):
+        allowed = ", ".join(get_args(PixelFormat))
+        raise MediaError(f"{path}: pixel_format must be one of {allowed}, got {options.pixel_format!r}")
     if options.audio_from is not None and codec in ("gif", "webp", "png"):
         raise MediaError(f"{path}: {codec} holds no sound; write .mp4, .mkv or .webm, or leave audio_from out")
     if options.crf is not None and codec not in _LARGEST_CRF:
