@@ -13,11 +13,12 @@ from importlib import import_module
 from typing import Any
 
 import diffusers
+from diffusers import DiffusionPipeline
 from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 from diffusers.utils import PushToHubMixin
 
-from .hub.loading import LIBRARY, read_pipeline_config
+from .hub.loading import FORMAT_KEY, FORMAT_VERSION, LIBRARY, read_pipeline_config
 from .models.autoencoder_kl_3d import AutoencoderKL3D
 from .models.frame_select_vae import FrameSelectVAE
 from .models.gap_dit import GapDiT
@@ -50,6 +51,7 @@ def register():
         registered.push_to_hub = _push_to_hub
     for pipeline in PIPELINES:
         pipeline._dict_from_json_file = classmethod(_read_pipeline_config)
+        pipeline.save_config = _save_config
     for name, (module, subfolder) in _SINGLE_FILES.items():
         SINGLE_FILE_LOADABLE_CLASSES[name] = {
             "checkpoint_mapping_fn": _deferred(module, "map_single_file_checkpoint"),
@@ -67,6 +69,11 @@ def _push_to_hub(self: Any, repo_id: str, *args: Any, **kwargs: Any) -> str:
 
 def _read_pipeline_config(cls: type, json_file: str) -> dict[str, Any]:
     return read_pipeline_config(json_file, {known.__name__ for known in (*MODELS, *SCHEDULERS, *PIPELINES)})
+
+
+def _save_config(self: DiffusionPipeline, *args: Any, **kwargs: Any):
+    self.register_to_config(**{FORMAT_KEY: FORMAT_VERSION})
+    DiffusionPipeline.save_config(self, *args, **kwargs)
 
 
 def _deferred(module: str, function: str) -> Callable[..., Any]:

@@ -1,98 +1,71 @@
-r"""What this package's pipelines do differently from other diffusers pipelines when they are loaded and published.
+r"""What this package's pipelines do differently from other diffusers pipelines when they are saved and loaded.
 
-This module imports nothing but diffusers, so that pipelines can build on it.
+`diffusers_vidvae._registration` binds these functions to the pipeline classes, so that a pipeline's own source holds
+nothing that a standalone copy of it would have to do without.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Collection, Mapping
 from os import PathLike
 from typing import Any
 
 
 LIBRARY = "diffusers_vidvae"
 
-#: Version of the layout of saved pipelines. A change that older versions of this package would misread raises it.
+# A change of saved pipelines that older versions of this package would misread raises it.
 FORMAT_VERSION = 1
 
-#: Key of `model_index.json` that holds the version. diffusers ignores keys that start with an underscore.
+# diffusers passes over keys of model_index.json that start with an underscore.
 FORMAT_KEY = "_vidvae_format_version"
 
-#: The classes that `model_index.json` may name.
-PIPELINES = ("GapDiTPipeline", "VideoCompressionPipeline", "VideoReconstructionPipeline")
-MODELS = ("AutoencoderKL3D", "FrameSelectVAE", "GapDiT")
-SCHEDULERS = ("FlowMatchGapScheduler",)
+# Module names that `export_standalone` gives its files, or the full module paths that diffusers writes unregistered.
+_EXPORTED = re.compile(r"^(vidvae_\w+_v\d+|diffusers_vidvae\.[\w.]+)$")
 
 
 class UnsupportedFormatError(ValueError):
-    r"""A repository was written by a newer version of this package, in a layout that this version cannot read."""
+    """A repository was written by a newer version of this package, in a layout that this version cannot read."""
 
 
-def check_format(config: Mapping[str, Any]) -> None:
-    r"""Checks that this version of the package can read a saved pipeline.
-
-    Args:
-        config: Contents of a `model_index.json`. Without a version key it is taken for the first version.
+def check_format(config: Mapping[str, Any], name: str = "model_index.json"):
+    r"""Checks that this version of the package can read a saved pipeline; without a version it is of the first.
 
     Raises:
         UnsupportedFormatError: The pipeline was saved in a later format.
     """
     version = config.get(FORMAT_KEY, 1)
     if not isinstance(version, int) or version < 1:
-        raise UnsupportedFormatError(
-            f"`{FORMAT_KEY}` in model_index.json must be a positive integer, got {version!r}."
-        )
+        raise UnsupportedFormatError(f"{name}: `{FORMAT_KEY}` must be a positive integer, got {version!r}.")
     if version > FORMAT_VERSION:
         raise UnsupportedFormatError(
-            f"This {config.get('_class_name')} was saved in format version {version}, but the installed diffusers-vidvae"
-            f" reads versions up to {FORMAT_VERSION}: upgrade it with `pip install -U diffusers-vidvae`."
+            f"{name} has format version {version}, the installed diffusers-vidvae reads up to {FORMAT_VERSION}:"
+            " pip install -U diffusers-vidvae."
         )
 
 
-def use_installed_classes(config: dict[str, Any]) -> dict[str, Any]:
-    r"""Points a `model_index.json` that names source files of its own at the installed classes of the same name.
+def read_pipeline_config(json_file: str | PathLike[str], known_classes: Collection[str]) -> dict[str, Any]:
+    r"""Reads `model_index.json` with the classes of this package in the place of exported copies of them.
+
+    So repositories whose source files travel with the weights load into the installed classes, and none of their code
+    runs.
 
     Args:
-        config: Contents of a `model_index.json`, of this package's or of the standalone flavour.
+        json_file: Path of the file.
+        known_classes: Names of the classes of this package.
 
-    Returns:
-        The same entries, with `["<module>", "<Class>"]` of this package's classes as `["diffusers_vidvae", "<Class>"]`.
+    Raises:
+        UnsupportedFormatError: The pipeline was saved in a later format.
     """
-    return {key: _use_installed_class(key, value) for key, value in config.items()}
+    with open(json_file, encoding="utf-8") as file:
+        config = json.load(file)
+    check_format(config, str(json_file))
+    return {key: _installed(value, known_classes, key) for key, value in config.items()}
 
 
-def _use_installed_class(key: str, value: Any) -> Any:
-    if not (isinstance(value, (list, tuple)) and len(value) == 2):
+def _installed(value: Any, known_classes: Collection[str], key: str) -> Any:
+    is_pair = isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value)
+    if not is_pair or value[1] not in known_classes or not _EXPORTED.match(value[0]):
         return value
-    if key == "_class_name":
-        return value[1] if value[1] in PIPELINES else value
-    return [LIBRARY, value[1]] if value[1] in MODELS + SCHEDULERS else value
-
-
-class VidVAEPipelineMixin:
-    r"""First base of this package's pipelines: `class XPipeline(VidVAEPipelineMixin, DiffusionPipeline)`.
-
-    - Repositories of the standalone flavour, whose source files travel with the weights, load into the installed
-      classes, and none of their code runs.
-    - A saved pipeline carries the version of its format, and a version that is too new is refused.
-    - `push_to_hub` publishes a model card of this package.
-    """
-
-    @classmethod
-    def _dict_from_json_file(cls, json_file: str | PathLike) -> dict[str, Any]:
-        return use_installed_classes(super()._dict_from_json_file(json_file))  # type: ignore[misc]
-
-    @classmethod
-    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs):
-        check_format(config_dict)
-        return super().extract_init_dict(config_dict, **kwargs)  # type: ignore[misc]
-
-    def save_config(self, save_directory: str | PathLike, push_to_hub: bool = False, **kwargs) -> None:
-        self.register_to_config(**{FORMAT_KEY: FORMAT_VERSION})  # type: ignore[attr-defined]
-        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)  # type: ignore[misc]
-
-    def push_to_hub(self, repo_id: str, **kwargs) -> str:
-        r"""Publishes the pipeline with a model card; see `diffusers_vidvae.hub.push_to_hub` for the arguments."""
-        from .push import push_to_hub
-
-        return push_to_hub(self, repo_id, **kwargs)
+    return value[1] if key == "_class_name" else [LIBRARY, value[1]]
