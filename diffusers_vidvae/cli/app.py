@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import compression, console, conversion, generation, inspection, reconstruction, training
+from . import compression, console, conversion, demo_clip, generation, inspection, reconstruction, training
 
 
 # The base class of wrong usage, which typer takes from click or brings along, depending on its version.
@@ -42,7 +42,7 @@ def _options(
     pass
 
 
-for module in (compression, reconstruction, generation, inspection, conversion, training):
+for module in (compression, reconstruction, generation, inspection, conversion, training, demo_clip):
     module.add_commands(app)
 
 

@@ -99,6 +99,9 @@ def stats(
     model: Model = None,
     fps: Annotated[str | None, typer.Option(help="Rate that videos are resampled to.")] = None,
     max_frames: Annotated[int | None, typer.Option(help="Frames to read of every clip. Default: all.")] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="File that remembers what was encoded; a run that was interrupted continues.")
+    ] = None,
     update: Annotated[
         bool, typer.Option("--update", help="Write mean and deviation into the config of --model, a folder.")
     ] = False,
@@ -113,7 +116,7 @@ def stats(
     paths = [path for item in inputs for path in media_in(item)]
     vae = models.load_model(model, models.Device.choose(device, dtype))
     with console.progress("Encoding", paths) as remaining:
-        found = latent_statistics(vae, remaining, models.parse_fps(fps), max_frames=max_frames)
+        found = latent_statistics(vae, remaining, models.parse_fps(fps), max_frames=max_frames, state_file=state)
     if config_file is not None:
         update_config(config_file, {"latents_mean": found.latents_mean, "latents_std": found.latents_std})
     report = {"model": models.model_name(model), "class": type(vae).__name__, **asdict(found), "updated": config_file}
