@@ -18,7 +18,7 @@ from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 from diffusers.utils import PushToHubMixin
 
-from .hub.loading import FORMAT_KEY, FORMAT_VERSION, LIBRARY, read_pipeline_config
+from .hub.loading import FORMAT_KEY, FORMAT_VERSION, LIBRARY, check_format, read_pipeline_config
 from .models.autoencoder_kl_3d import AutoencoderKL3D
 from .models.frame_select_vae import FrameSelectVAE
 from .models.gap_dit import GapDiT
@@ -51,6 +51,7 @@ def register():
         registered.push_to_hub = _push_to_hub
     for pipeline in PIPELINES:
         pipeline._dict_from_json_file = classmethod(_read_pipeline_config)
+        pipeline.extract_init_dict = classmethod(_extract_init_dict)
         pipeline.save_config = _save_config
     for name, (module, subfolder) in _SINGLE_FILES.items():
         SINGLE_FILE_LOADABLE_CLASSES[name] = {
@@ -69,6 +70,12 @@ def _push_to_hub(self: Any, repo_id: str, *args: Any, **kwargs: Any) -> str:
 
 def _read_pipeline_config(cls: type, json_file: str) -> dict[str, Any]:
     return read_pipeline_config(json_file, {known.__name__ for known in (*MODELS, *SCHEDULERS, *PIPELINES)})
+
+
+def _extract_init_dict(cls: type, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+    # The only hook that `DiffusionPipeline.from_pretrained` passes through on its way to a registered class.
+    check_format(config_dict)
+    return super(DiffusionPipeline, cls).extract_init_dict(config_dict, **kwargs)
 
 
 def _save_config(self: DiffusionPipeline, *args: Any, **kwargs: Any):

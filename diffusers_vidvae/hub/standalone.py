@@ -20,7 +20,7 @@ from .cards import build_model_card
 EXPORT_VERSION = 1
 
 # In a pipeline's file its components' classes are only annotations: the components bring files of their own.
-_STAND_INS = {
+STAND_INS = {
     "AutoencoderKL3D": "from diffusers import ModelMixin as AutoencoderKL3D",
     "FrameSelectVAE": "from diffusers import ModelMixin as FrameSelectVAE",
     "GapDiT": "from diffusers import ModelMixin as GapDiT",
@@ -70,7 +70,7 @@ def _export_pipeline(pipeline: DiffusionPipeline, folder: Path):
             index[name] = [module, type(component).__name__]
     index["_class_name"] = [exported_name(type(pipeline).__module__), type(pipeline).__name__]
     module = type(pipeline).__module__
-    (folder / f"{exported_name(module)}.py").write_text(bundle(module, _STAND_INS), encoding="utf-8")
+    (folder / f"{exported_name(module)}.py").write_text(bundle(module, STAND_INS), encoding="utf-8")
     index_file.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from huggingface_hub import ModelCard
+
+from diffusers_vidvae import (
+    FlowMatchGapScheduler,
+    GapDiTPipeline,
+    VideoCompressionPipeline,
+    VideoReconstructionPipeline,
+)
+from diffusers_vidvae.hub import export_standalone
+from diffusers_vidvae.hub.bundle import bundle
+from diffusers_vidvae.hub.standalone import STAND_INS
 
 from .server import local_hub
 
@@ -242,3 +254,31 @@ def test_server_refuses_what_it_does_not_know():
 
     with local_hub() as hub, pytest.raises(urllib.error.HTTPError, match="404"):
         urllib.request.urlopen(f"{hub.endpoint}/api/unknown")
+
+
+def test_formats_of_newer_packages_are_refused(saved, tmp_path):
+    folder = tmp_path / "newer"
+    shutil.copytree(saved / "compression", folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index["_vidvae_format_version"] == 1
+    index["_vidvae_format_version"] = 2
+    (folder / "model_index.json").write_text(json.dumps(index))
+    for loader in (VideoCompressionPipeline, DiffusionPipeline):
+        with pytest.raises(ValueError, match="has format version 2, the installed diffusers-vidvae reads up to 1"):
+            loader.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("pipeline_class", [GapDiTPipeline, VideoCompressionPipeline, VideoReconstructionPipeline])
+def test_every_pipeline_fits_into_one_file(pipeline_class):
+    source = bundle(pipeline_class.__module__, STAND_INS)
+    compile(source, "bundle", "exec")
+    assert "from diffusers_vidvae" not in source and "import diffusers_vidvae" not in source
+
+
+def test_standalone_folders_must_be_empty_and_hold_own_classes(tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(ValueError, match="is not empty"):
+        export_standalone(FlowMatchGapScheduler(), tmp_path / "full")
+    with pytest.raises(ValueError, match="not a class of diffusers_vidvae"):
+        export_standalone(FlowMatchEulerDiscreteScheduler(), tmp_path / "other")
