@@ -20,52 +20,78 @@ Example:
     >>> contact_sheet(batch.data, columns=8).save("sheet.png")
 """
 
-from .buckets import (
-    SIZE_BUCKETS,
-    SizeBucket,
-    iter_preprocessed_video,
-    nearest_bucket,
-    preprocess_image,
-    preprocess_video,
-)
-from .contact_sheet import contact_sheet
-from .errors import MediaError, MediaWarning
-from .frames import Frame, FrameBatch, VideoInfo
-from .images import load_image, save_image
-from .loading import LoadedMedia, load_media, media_kind
-from .reader import VideoReader, read_video
-from .resample import check_min_fps, resample_frames
-from .transforms import crop_to, pad_to_multiple, resize, to_frames, to_pil, to_pixels
-from .writer import VideoWriter
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 
-__all__ = [
-    "SIZE_BUCKETS",
-    "Frame",
-    "FrameBatch",
-    "LoadedMedia",
-    "MediaError",
-    "MediaWarning",
-    "SizeBucket",
-    "VideoInfo",
-    "VideoReader",
-    "VideoWriter",
-    "check_min_fps",
-    "contact_sheet",
-    "crop_to",
-    "iter_preprocessed_video",
-    "load_image",
-    "load_media",
-    "media_kind",
-    "nearest_bucket",
-    "pad_to_multiple",
-    "preprocess_image",
-    "preprocess_video",
-    "read_video",
-    "resample_frames",
-    "resize",
-    "save_image",
-    "to_frames",
-    "to_pil",
-    "to_pixels",
-]
+if TYPE_CHECKING:
+    from .buckets import SIZE_BUCKETS as SIZE_BUCKETS
+    from .buckets import SizeBucket as SizeBucket
+    from .buckets import iter_preprocessed_video as iter_preprocessed_video
+    from .buckets import nearest_bucket as nearest_bucket
+    from .buckets import preprocess_image as preprocess_image
+    from .buckets import preprocess_video as preprocess_video
+    from .contact_sheet import contact_sheet as contact_sheet
+    from .errors import MediaError as MediaError
+    from .errors import MediaWarning as MediaWarning
+    from .frames import Frame as Frame
+    from .frames import FrameBatch as FrameBatch
+    from .frames import VideoInfo as VideoInfo
+    from .images import load_image as load_image
+    from .images import save_image as save_image
+    from .loading import LoadedMedia as LoadedMedia
+    from .loading import load_media as load_media
+    from .loading import media_kind as media_kind
+    from .reader import VideoReader as VideoReader
+    from .reader import read_video as read_video
+    from .resample import check_min_fps as check_min_fps
+    from .resample import resample_frames as resample_frames
+    from .transforms import crop_to as crop_to
+    from .transforms import pad_to_multiple as pad_to_multiple
+    from .transforms import resize as resize
+    from .transforms import to_frames as to_frames
+    from .transforms import to_pil as to_pil
+    from .transforms import to_pixels as to_pixels
+    from .writer import VideoWriter as VideoWriter
+
+_EXPORTS = {
+    "Frame": "frames",
+    "FrameBatch": "frames",
+    "LoadedMedia": "loading",
+    "MediaError": "errors",
+    "MediaWarning": "errors",
+    "SIZE_BUCKETS": "buckets",
+    "SizeBucket": "buckets",
+    "VideoInfo": "frames",
+    "VideoReader": "reader",
+    "VideoWriter": "writer",
+    "check_min_fps": "resample",
+    "contact_sheet": "contact_sheet",
+    "crop_to": "transforms",
+    "iter_preprocessed_video": "buckets",
+    "load_image": "images",
+    "load_media": "loading",
+    "media_kind": "loading",
+    "nearest_bucket": "buckets",
+    "pad_to_multiple": "transforms",
+    "preprocess_image": "buckets",
+    "preprocess_video": "buckets",
+    "read_video": "reader",
+    "resample_frames": "resample",
+    "resize": "transforms",
+    "save_image": "images",
+    "to_frames": "transforms",
+    "to_pil": "transforms",
+    "to_pixels": "transforms",
+}
+
+__all__ = list(_EXPORTS)
+
+
+# PyAV comes with the parts that read and write; converting pixels does without it.
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)

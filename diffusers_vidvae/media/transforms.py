@@ -15,8 +15,6 @@ from PIL import Image
 
 from .errors import MediaWarning
 from .frames import Frame, FrameBatch
-from .images import load_image
-from .loading import load_media
 
 
 ACCEPTED = (
@@ -122,10 +120,14 @@ def _to_tensor(video: Any) -> torch.Tensor:
     if isinstance(video, torch.Tensor):
         video = video.cpu().numpy()
     if isinstance(video, (str, os.PathLike)):
+        from .loading import load_media
+
         video = load_media(video).frames
     if isinstance(video, (Frame, FrameBatch)):
         video = video.data
     if isinstance(video, Image.Image):
+        from .images import load_image
+
         video = np.asarray(load_image(video))
     if isinstance(video, np.ndarray):
         return _array_to_pixels(video)
