@@ -6,7 +6,7 @@ from fractions import Fraction
 from itertools import accumulate
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from diffusers import DiffusionPipeline
@@ -15,13 +15,12 @@ from diffusers.utils import replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 
-from diffusers_vidvae.media import load_image, load_media, media_kind, to_frames, to_pixels
+from diffusers_vidvae.media.transforms import to_frames, to_pixels
 from diffusers_vidvae.metrics import evaluate_clip
 from diffusers_vidvae.models.frame_select_vae import SELECTION_MODES, clip_windows
 
 from .clip_source import ClipInput
 from .pipeline_output import ReconstructedFile, VideoReconstructionPipelineOutput
-from .reconstruction_files import FileJob, beside
 from .video_autoencoders import (
     AnyVideoAutoencoder,
     Posterior,
@@ -30,6 +29,10 @@ from .video_autoencoders import (
     crop_clip,
     pad_clip,
 )
+
+
+if TYPE_CHECKING:
+    from .reconstruction_files import FileJob
 
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -350,6 +353,10 @@ class VideoReconstructionPipeline(DiffusionPipeline):
             MediaError: A file cannot be read, exists, cannot be written, or the clip is too slow or too small. Nothing
                 half-written is left.
         """
+        from diffusers_vidvae.media import media_kind
+
+        from .reconstruction_files import FileJob, beside
+
         inputs = callback_on_step_end_tensor_inputs
         self.check_inputs(
             input, None, chunk_frames, mode, None, rate, decode_timestep, decode_noise_scale, "pil", inputs
@@ -381,7 +388,7 @@ class VideoReconstructionPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return result
 
-    def _reconstruct_image(self, job: FileJob, options: _Options) -> ReconstructedFile:
+    def _reconstruct_image(self, job: "FileJob", options: _Options) -> ReconstructedFile:
         image = job.load_image()
         pixels = to_pixels(image)
         (piece,) = self._run([pixels], options)
@@ -392,7 +399,7 @@ class VideoReconstructionPipeline(DiffusionPipeline):
             job.output, job.original_output, num_frames=1, height=image.height, width=image.width, metrics=metrics
         )
 
-    def _reconstruct_video(self, job: FileJob, options: _Options, chunk_frames: int | None) -> ReconstructedFile:
+    def _reconstruct_video(self, job: "FileJob", options: _Options, chunk_frames: int | None) -> ReconstructedFile:
         model = VideoAutoencoder(self.vae)
         with job.open_video() as tape:
             if model.is_a("FrameSelectVAE"):
@@ -584,12 +591,24 @@ def load_clips(video: ClipInput, fps: float | Fraction | None = None) -> tuple[t
     if rate is not None and rate <= 0:
         raise ValueError(f"`fps` must be positive, got {fps}.")
     if _is_path(video):
-        media = load_media(video, fps=rate)
+        media = _load_clip(video, fps=rate)
         return to_pixels(media.frames), rate or media.fps
     if isinstance(video, (list, tuple)) and video and all(_is_path(item) for item in video):
-        clips = [load_media(path, fps=rate) for path in video]
+        clips = [_load_clip(path, fps=rate) for path in video]
         return to_pixels([media.frames for media in clips]), rate or clips[0].fps
     return to_pixels(list(video) if isinstance(video, Iterator) else video), rate
+
+
+def _load_clip(path: str | PathLike[str], fps: Fraction | None) -> Any:
+    from diffusers_vidvae.media import load_media
+
+    return load_media(path, fps=fps)
+
+
+def _load_image(path: str | PathLike[str]) -> Any:
+    from diffusers_vidvae.media import load_image
+
+    return load_image(path)
 
 
 def load_images(image: ClipInput) -> torch.Tensor:
@@ -601,7 +620,7 @@ def load_images(image: ClipInput) -> torch.Tensor:
     images = image if isinstance(image, (list, tuple)) else [image]
     if not images:
         raise ValueError("`image` is an empty list.")
-    return to_pixels([[load_image(item) if _is_path(item) else item] for item in images])
+    return to_pixels([[_load_image(item) if _is_path(item) else item] for item in images])
 
 
 def _is_path(item: Any) -> bool:

@@ -136,8 +136,8 @@ def _read(name: str) -> _Module:
     for node in _top_statements(tree.body[1:] if module.docstring else tree.body, module, is_package):
         # Comments above a statement and its decorators belong to it.
         first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
-        above = [line for line in lines[last_line : first - 1] if line.lstrip().startswith("#")]
-        text = textwrap.dedent("".join([*above, *lines[first - 1 : node.end_lineno]]))
+        above = [line.lstrip() for line in lines[last_line : first - 1] if line.lstrip().startswith("#")]
+        text = "".join(above) + textwrap.dedent("".join(lines[first - 1 : node.end_lineno]))
         last_line = node.end_lineno or last_line
         text = "\n\n" + _without_package_imports(text, node, name)
         module.statements.append(_Statement(text, set(_defined(node)), _reads(node)))
