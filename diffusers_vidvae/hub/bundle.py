@@ -102,8 +102,8 @@ def _choose(
             _choose(source, needed, chosen, libraries, stand_ins)
         elif name in module.libraries:
             _add_library(libraries, name, module.libraries[name], module.name)
-        elif (needed := module.definition(name)) is not None:
-            _choose(module, needed, chosen, libraries, stand_ins)
+        elif (definition := module.definition(name)) is not None:
+            _choose(module, definition, chosen, libraries, stand_ins)
     # Modules come in the order in which their last statement was completed, the root last.
     chosen[module.name] = chosen.pop(module.name)
 

@@ -111,6 +111,8 @@ class FactoredAttention(nn.Module, AttentionModuleMixin):
 
     _default_processor_cls = FactoredAttnProcessor
     _available_processors = [FactoredAttnProcessor]
+    processor: FactoredAttnProcessor
+    to_qkv: nn.Linear  # there while projections are fused
 
     def __init__(self, dim: int, heads: int, dim_head: int, splits_tokens: bool):
         super().__init__()
@@ -125,8 +127,12 @@ class FactoredAttention(nn.Module, AttentionModuleMixin):
         self.to_v = nn.Linear(dim, inner_dim)
         self.norm_q = nn.LayerNorm(dim_head, eps=1e-6, bias=False)
         self.norm_k = nn.LayerNorm(dim_head, eps=1e-6, bias=False)
-        self.to_out = nn.ModuleList([nn.Linear(inner_dim, dim), nn.Dropout(0.0)])
-        self.set_processor(self._default_processor_cls())
+        linear_out = nn.Linear(inner_dim, dim)
+        self.to_out = nn.ModuleList([linear_out, nn.Dropout(0.0)])
+        self.processor = FactoredAttnProcessor()
+        # A hundredth of the usual variance on what joins the residual stream keeps a deep stack near the identity.
+        nn.init.normal_(linear_out.weight, std=0.1 * inner_dim**-0.5)
+        nn.init.zeros_(linear_out.bias)
 
     def forward(
         self,
@@ -144,6 +150,8 @@ class FactoredFeedForward(nn.Module):
         super().__init__()
         self.linear_1 = nn.Linear(dim, inner_dim)
         self.linear_2 = nn.Linear(inner_dim, dim)
+        nn.init.normal_(self.linear_2.weight, std=0.1 * inner_dim**-0.5)
+        nn.init.zeros_(self.linear_2.bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.linear_2(F.silu(self.linear_1(hidden_states)))
@@ -179,18 +187,6 @@ class FactoredAttentionBlock(nn.Module):
         self.spatial_ff_norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=not adaptive)
         self.spatial_ff = FactoredFeedForward(dim, ff_inner_dim)
         self.scale_shift_table = nn.Parameter(torch.zeros(NUM_MODULATIONS, dim)) if adaptive else None
-        self.initialize_weights()
-
-    def initialize_weights(self):
-        # A hundredth of the usual variance on what joins the residual stream keeps a deep stack near the identity.
-        for linear in (
-            self.temporal_attn.to_out[0],
-            self.temporal_ff.linear_2,
-            self.spatial_attn.to_out[0],
-            self.spatial_ff.linear_2,
-        ):
-            nn.init.normal_(linear.weight, std=0.1 * linear.in_features**-0.5)
-            nn.init.zeros_(linear.bias)
 
     def forward(
         self,
@@ -243,7 +239,7 @@ class FactoredAttentionBlock(nn.Module):
 
 
 def _modulate(hidden_states: torch.Tensor, shift: torch.Tensor | None, scale: torch.Tensor | None) -> torch.Tensor:
-    return hidden_states if scale is None else hidden_states * (1 + scale) + shift
+    return hidden_states if shift is None or scale is None else hidden_states * (1 + scale) + shift
 
 
 def _add_gated(hidden_states: torch.Tensor, states: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:

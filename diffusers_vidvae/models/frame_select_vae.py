@@ -7,7 +7,7 @@ influence each other.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -169,6 +169,8 @@ class PooledKeepHead(nn.Module):
 class FrameSelectEncoder(nn.Module):
     r"""Pixels to latent mean, log-variance and keep logits, all frames of a clip seeing each other."""
 
+    _gradient_checkpointing_func: Callable[..., torch.Tensor]
+
     def __init__(
         self,
         patch_embed: PatchEmbed,
@@ -288,8 +290,8 @@ class Refiner(nn.Module):
         )
         self.conv_out = nn.Conv3d(base_channels, out_channels, kernel_size=1)
         # A fresh refiner adds nothing.
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
+        for parameter in self.conv_out.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         # Few channels at full resolution: convolutions run faster with the channels innermost.
@@ -307,6 +309,8 @@ class Refiner(nn.Module):
 
 class FrameSelectDecoder(nn.Module):
     r"""Latents, with the fill token in the place of dropped frames, to pixels."""
+
+    _gradient_checkpointing_func: Callable[..., torch.Tensor]
 
     def __init__(
         self,
@@ -346,13 +350,11 @@ class FrameSelectDecoder(nn.Module):
         if frame_mask is None:
             return self.refine(self.patch_unembed(tokens, height, width))  # (B, C, T, H, W)
         # Convolutions and norms mix frames, so each clip is refined at its own length.
-        frames = None
-        for clip, length in enumerate(frame_mask.sum(dim=1).tolist()):
-            refined = self.refine(self.patch_unembed(tokens[clip : clip + 1, :length], height, width))
-            if frames is None:
-                frames = refined.new_zeros(len(tokens), refined.shape[1], tokens.shape[1], *refined.shape[3:])
-            frames[clip, :, :length] = refined[0]
-        return frames
+        clips = [
+            self.refine(self.patch_unembed(tokens[clip : clip + 1, :length], height, width))
+            for clip, length in enumerate(frame_mask.sum(dim=1).tolist())
+        ]
+        return _stack_padded(clips, tokens.shape[1])
 
     def refine(self, features: torch.Tensor) -> torch.Tensor:
         frames = self.to_pixels(features.movedim(1, -1)).movedim(-1, 1)  # (B, C, T, H, W)
@@ -631,9 +633,9 @@ class FrameSelectVAE(
         if mode in ("threshold", "bernoulli"):
             if num_frames is not None or rate is not None:
                 raise ValueError(f"`num_frames` and `rate` do not apply to mode {mode!r}, which sets its own count.")
-            if mode == "bernoulli":
-                threshold = _uniform_noise(probs.shape, generator, probs.device)
-            keep_mask = (probs > threshold) & mask
+            is_bernoulli = mode == "bernoulli"
+            level = _uniform_noise(probs.shape, generator, probs.device) if is_bernoulli else threshold
+            keep_mask = (probs > level) & mask
             most_probable = F.one_hot(probs.masked_fill(~mask, -1).argmax(dim=1), probs.shape[1]).bool()
             return torch.where(keep_mask.any(dim=1, keepdim=True), keep_mask, most_probable)
 
@@ -747,7 +749,8 @@ class FrameSelectVAE(
         return (sample - low) * (2 / (high - low)) - 1
 
     def _decode_tile(self, latents: torch.Tensor, frame_mask: torch.Tensor | None = None) -> torch.Tensor:
-        temporal_rotary_emb, spatial_rotary_emb = self._rotary_embeddings(*latents.shape[2:], latents.device)
+        num_frames, height, width = latents.shape[2:]
+        temporal_rotary_emb, spatial_rotary_emb = self._rotary_embeddings(num_frames, height, width, latents.device)
         return self.decoder(latents, temporal_rotary_emb, spatial_rotary_emb, frame_mask)
 
     # Both ways
@@ -1008,7 +1011,7 @@ def _uniform_noise(
     return torch.cat([_uniform_noise((1, *shape[1:]), row_generator, device) for row_generator in generator])
 
 
-def _stack_padded(clips: tuple[torch.Tensor, ...], num_frames: int) -> torch.Tensor:
+def _stack_padded(clips: Sequence[torch.Tensor], num_frames: int) -> torch.Tensor:
     """Stacks one-clip batches of different lengths, `(1, frames)` or `(1, C, frames, H, W)`, padded with zeros."""
     dim = 1 if clips[0].ndim == 2 else 2
     shape = list(clips[0].shape)
