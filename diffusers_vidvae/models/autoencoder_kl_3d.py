@@ -15,6 +15,7 @@ quarter of the frames. Geometry and defaults follow the card of Linum's image-vi
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -100,7 +101,8 @@ def causal_pad(
         padding: Number of past frames.
 
     Returns:
-        The padded frames, channels last, and the past frames for the next call (`None` if `state` is).
+        The padded frames, channels last, and the past frames for the next call (`None` if `state` is), which take the
+        place of `state` unless gradients are recorded.
     """
     batch_size, channels, num_frames, height, width = hidden_states.shape
     if num_frames == 1 and state is None:
@@ -115,8 +117,12 @@ def causal_pad(
     )
     padded[:, :, :padding] = state if isinstance(state, torch.Tensor) else hidden_states[:, :, :1]
     padded[:, :, padding:] = hidden_states
-    past = None if state is None else padded[:, :, num_frames:].clone(memory_format=torch.channels_last_3d)
-    return padded, past
+    if state is None:
+        return padded, None
+    last = padded[:, :, num_frames:]
+    if isinstance(state, torch.Tensor) and not torch.is_grad_enabled():
+        return padded, state.copy_(last)
+    return padded, last.clone(memory_format=torch.channels_last_3d)
 
 
 class TimeConv3d(nn.Conv3d):
@@ -302,8 +308,8 @@ def run_in_pieces(
     stage: Callable[[torch.Tensor, State | None], torch.Tensor],
     hidden_states: torch.Tensor,
     state: State | None,
-    piece_frames: int | None,
-    frame_ratio: float = 1.0,
+    piece_frames: int,
+    frame_ratio: float,
 ) -> torch.Tensor:
     r"""Runs a stage on a few frames at a time, which bounds its memory and changes nothing in the result.
 
@@ -311,11 +317,11 @@ def run_in_pieces(
         stage: Function of frames and state.
         hidden_states: Its input, `(B, C, T, H, W)`.
         state: Its state, or `None` for a whole clip.
-        piece_frames: Frames at a time; all at once if `None`.
+        piece_frames: Frames at a time.
         frame_ratio: Output frames per input frame.
     """
     num_frames = hidden_states.shape[2]
-    if piece_frames is None or num_frames <= piece_frames:
+    if num_frames <= piece_frames:
         return stage(hidden_states, state)
     state = {} if state is None else state
     output: torch.Tensor | None = None
@@ -349,19 +355,20 @@ class Encoder3D(BlockRunner):
         Args:
             sample: `(B, C, T, H, W)`; T is 1 (a still clip) or a multiple of the temporal compression ratio.
             state: `None` for a whole clip; a dict, empty at the start of a stream, which is updated in place.
-            full_resolution_frames: Frames that the full-resolution level takes at a time.
+            full_resolution_frames: Frames that the full-resolution level takes at a time; the next twice as many.
         """
-        step = cast(Level3D, self.down_blocks[0]).frame_step
-        pieces = full_resolution_frames and math.ceil(full_resolution_frames / step) * step
-        hidden_states = run_in_pieces(self._full_resolution, sample, state, pieces, frame_ratio=1 / step)
-        for index, level in enumerate(list(self.down_blocks)[1:], start=1):
-            hidden_states = level(hidden_states, nested_state(state, index))  # (B, C, T', h, w)
+        hidden_states = sample
+        for index, level in enumerate(cast(Iterable[Level3D], self.down_blocks)):
+            stage = level if index else self._full_resolution
+            piece = _piece_frames(full_resolution_frames, index, level.frame_step) * level.frame_step
+            hidden_states = run_in_pieces(
+                stage, hidden_states, nested_state(state, index), piece, frame_ratio=1 / level.frame_step
+            )  # (B, C, T', h, w)
         hidden_states = self.mid_block(hidden_states, nested_state(state, "mid_block"))
         return self.run_block(self.conv_out, hidden_states, state, "conv_out")
 
     def _full_resolution(self, sample: torch.Tensor, state: State | None) -> torch.Tensor:
-        hidden_states = self.run_block(self.conv_in, sample, state, "conv_in")
-        return self.down_blocks[0](hidden_states, nested_state(state, 0))
+        return self.down_blocks[0](self.run_block(self.conv_in, sample, state, "conv_in"), state)
 
 
 class Decoder3D(BlockRunner):
@@ -384,22 +391,31 @@ class Decoder3D(BlockRunner):
         Args:
             latents: `(B, C, T', h, w)`.
             state: `None` for a whole clip; a dict, empty at the start of a stream, which is updated in place.
-            full_resolution_frames: Frames that the full-resolution level takes at a time.
+            full_resolution_frames: Frames that the full-resolution level takes at a time; the next twice as many.
 
         Returns:
             Pixels; of a whole clip of one latent, which is still, one frame that stands for all.
         """
         hidden_states = self.run_block(self.conv_in, latents, state, "conv_in")
         hidden_states = self.mid_block(hidden_states, nested_state(state, "mid_block"))
-        for index, level in enumerate(list(self.up_blocks)[:-1]):
-            hidden_states = level(hidden_states, nested_state(state, index))  # (B, C, T, H, W)
-        step = cast(Level3D, self.up_blocks[-1]).frame_step
-        pieces = full_resolution_frames and math.ceil(full_resolution_frames / step)
-        return run_in_pieces(self._full_resolution, hidden_states, state, pieces, frame_ratio=step)
+        for index, level in enumerate(cast(Iterable[Level3D], self.up_blocks)):
+            coarseness = len(self.up_blocks) - 1 - index
+            stage = level if coarseness else self._full_resolution
+            piece = _piece_frames(full_resolution_frames, coarseness, level.frame_step)
+            hidden_states = run_in_pieces(
+                stage, hidden_states, nested_state(state, index), piece, frame_ratio=level.frame_step
+            )  # (B, C, T, H, W)
+        return hidden_states
 
     def _full_resolution(self, hidden_states: torch.Tensor, state: State | None) -> torch.Tensor:
-        hidden_states = self.up_blocks[-1](hidden_states, nested_state(state, len(self.up_blocks) - 1))
-        return self.run_block(self.conv_out, hidden_states, state, "conv_out")
+        return self.run_block(self.conv_out, self.up_blocks[-1](hidden_states, state), state, "conv_out")
+
+
+def _piece_frames(full_resolution_frames: int | None, coarseness: int, frame_step: int) -> int:
+    """Low-resolution frames that a level takes at a time: coarser levels take more."""
+    if full_resolution_frames is None:
+        return sys.maxsize
+    return math.ceil(full_resolution_frames * 2**coarseness / frame_step)
 
 
 class Tile(NamedTuple):
@@ -640,7 +656,7 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
         Args:
             chunk_frames: Pixel frames of a chunk, a multiple of the temporal compression ratio (4).
             full_resolution_frames: Frames of a chunk that the full-resolution level, which needs most memory, takes at
-                a time, at least 1; all of them by default.
+                a time, at least 1, and each coarser level twice as many; all of them by default.
         """
         ratio = self.temporal_compression_ratio
         if chunk_frames < ratio or chunk_frames % ratio:
