@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from .buckets import nearest_bucket as nearest_bucket
     from .buckets import preprocess_image as preprocess_image
     from .buckets import preprocess_video as preprocess_video
-    from .contact_sheet import contact_sheet as contact_sheet
     from .errors import MediaError as MediaError
     from .errors import MediaWarning as MediaWarning
     from .frames import Frame as Frame
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
     from .reader import read_video as read_video
     from .resample import check_min_fps as check_min_fps
     from .resample import resample_frames as resample_frames
+    from .sheets import contact_sheet as contact_sheet
     from .transforms import crop_to as crop_to
     from .transforms import pad_to_multiple as pad_to_multiple
     from .transforms import resize as resize
@@ -68,7 +68,7 @@ _EXPORTS = {
     "VideoReader": "reader",
     "VideoWriter": "writer",
     "check_min_fps": "resample",
-    "contact_sheet": "contact_sheet",
+    "contact_sheet": "sheets",
     "crop_to": "transforms",
     "iter_preprocessed_video": "buckets",
     "load_image": "images",
@@ -94,4 +94,10 @@ __all__ = list(_EXPORTS)
 def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    value = getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -185,6 +185,7 @@ class FfmpegSource:
             color_range=color_range_name(picture),
             color_matrix=color_matrix_name(picture.colorspace),
             color_transfer=color_transfer_name(picture.color_trc),
+            is_interlaced=bool(picture.interlaced_frame),
             has_alpha=is_transparent(picture) or stream.metadata.get("alpha_mode") == "1",
             has_audio=bool(container.streams.audio),
             num_video_streams=len(video_streams(container)),

@@ -101,6 +101,7 @@ class VideoInfo:
         color_range: "full", "limited" or "unspecified" (then limited is meant for YUV).
         color_matrix: YUV matrix: "bt709", "bt601", "bt2020", "rgb" or "unspecified" (read as bt601, as FFmpeg does).
         color_transfer: "sdr", "pq", "hlg" or "unspecified".
+        is_interlaced: Whether the frames are interlaced; they are read as they are, with both fields in one.
         has_alpha: Whether the stream carries an alpha channel, which reading drops.
         has_audio: Whether there is an audio stream.
         num_video_streams: Video streams in the file, cover pictures not counted.
@@ -124,6 +125,7 @@ class VideoInfo:
     color_range: str
     color_matrix: str
     color_transfer: str
+    is_interlaced: bool
     has_alpha: bool
     has_audio: bool
     num_video_streams: int

@@ -19,7 +19,8 @@ class AtomicOutput:
 
     Args:
         path: The final name.
-        overwrite: Whether `path` may exist. Of folders, only those that hold nothing but `frame_*.png` are replaced.
+        overwrite: Whether `path` may exist. An empty folder always may; of others only those that hold nothing but
+            `frame_*.png` are replaced.
         folder: Make a folder instead of a file.
 
     Raises:
@@ -63,12 +64,12 @@ class AtomicOutput:
             raise MediaError(f"{path}: is a folder")
         if path.exists() and not path.is_dir() and self.is_folder:
             raise MediaError(f"{path}: exists already and is a file, not a folder of frames")
-        if path.exists() and not self.overwrite:
+        held = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+        if path.exists() and not self.overwrite and (held or not self.is_folder):
             raise MediaError(f"{path}: exists already; overwrite=True replaces it")
-        if self.is_folder and path.is_dir():
-            others = [entry.name for entry in path.iterdir() if not _FRAME_NAME.fullmatch(entry.name)]
-            if others:
-                raise MediaError(f"{path}: holds other files than frames ({sorted(others)[0]}); it is not replaced")
+        others = [name for name in held if not _FRAME_NAME.fullmatch(name)]
+        if others:
+            raise MediaError(f"{path}: holds other files than frames ({others[0]}); it is not replaced")
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -25,9 +25,9 @@ class VideoReader:
     are independent, and memory stays constant however long the clip is.
 
     Rotation tags are applied. Sources with more than 8 bits are rounded to 8; full-range and limited-range sources
-    are told apart; sources that do not name their YUV matrix are read as BT.601, as FFmpeg does. Alpha is dropped and
-    high dynamic range is tone-mapped; both are said in a `MediaWarning`, and so is how many frames could not be
-    decoded, once a damaged file was read to its end.
+    are told apart; sources that do not name their YUV matrix are read as BT.601, as FFmpeg does. Alpha is dropped,
+    high dynamic range is tone-mapped and interlaced frames are left as they are, each with a `MediaWarning`. Once a
+    damaged file was read to its end, another one says how many frames could not be decoded.
 
     Args:
         path: The file.
@@ -182,6 +182,8 @@ def open_source(
 def _dropped_qualities(info: VideoInfo, tone_map: bool) -> Iterator[str]:
     if info.has_alpha:
         yield "its alpha channel is dropped"
+    if info.is_interlaced:
+        yield "its frames are interlaced and are read as they are; deinterlace it first for clean motion"
     if info.is_hdr and tone_map:
         yield f"high dynamic range ({info.color_transfer.upper()}) is tone-mapped to 8-bit sRGB"
     elif info.is_hdr:

@@ -97,6 +97,7 @@ def _describe(path: Path, image: Image.Image, num_frames: int, total: Fraction) 
         color_range="full",
         color_matrix="rgb",
         color_transfer="sdr",
+        is_interlaced=False,
         has_alpha=has_transparent_pixels(image),
         has_audio=False,
         num_video_streams=1,

@@ -131,6 +131,11 @@ class VideoWriter:
         else:
             self.abort()
 
+    def __del__(self) -> None:
+        # A writer that was never closed leaves no temporary file either.
+        if hasattr(self, "_sink"):
+            self.abort()
+
     def write(
         self, frames: NDArray[np.uint8] | Frame | FrameBatch, pts_seconds: Sequence[float] | float | None = None
     ) -> None:

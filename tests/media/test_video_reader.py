@@ -125,6 +125,34 @@ def test_second_video_stream_can_be_chosen(tmp_path):
     assert second.data.shape == (1, 48, 48, 3) and (second.data == 200).all()
 
 
+def test_frames_that_change_size_on_the_way_come_in_the_first_one_s_size(tmp_path):
+    path = tmp_path / "changing.h264"
+    with open(path, "wb") as file:
+        for size in (64, 32):
+            encoder = av.CodecContext.create("libx264", "w")
+            encoder.width = encoder.height = size
+            encoder.pix_fmt, encoder.time_base, encoder.framerate = "yuv420p", Fraction(1, 25), Fraction(25)
+            picture = av.VideoFrame.from_ndarray(np.full((size, size, 3), size, np.uint8), format="rgb24")
+            for packet in [*encoder.encode(picture.reformat(format="yuv420p")), *encoder.encode(None)]:
+                file.write(bytes(packet))
+    batch = VideoReader(path).read()
+    assert batch.data.shape == (2, 64, 64, 3)
+    np.testing.assert_allclose(batch.data.mean(axis=(1, 2, 3)), [64, 32], atol=2)
+
+
+def test_interlaced_clip_is_announced(tmp_path, clip):
+    path = tmp_path / "interlaced.mp4"
+    with av.open(path, "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"x264-params": "tff=1"})
+        stream.height, stream.width = clip.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for image in clip:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    with pytest.warns(MediaWarning, match="interlaced.mp4: its frames are interlaced and are read as they are"):
+        assert VideoReader(path).info.is_interlaced
+
+
 def test_cover_picture_is_not_taken_for_a_video(tmp_path, shared_media):
     path = tmp_path / "cover.mp4"
     with av.open(shared_media / "clips" / "flower.mp4") as source, av.open(path, "w") as target:

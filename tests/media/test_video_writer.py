@@ -231,6 +231,22 @@ def test_writing_after_the_end_is_refused(tmp_path, clip):
     assert len(VideoReader(tmp_path / "out.mp4").read()) == len(clip)
 
 
+def test_abandoned_writer_leaves_nothing_behind(tmp_path, clip):
+    writer = VideoWriter(tmp_path / "out.mp4", 24)
+    writer.write(clip)
+    del writer
+    assert os.listdir(tmp_path) == []
+
+
+def test_empty_folder_may_be_filled(tmp_path, clip):
+    (tmp_path / "frames").mkdir()
+    with VideoWriter(tmp_path / "frames", 24) as writer:
+        writer.write(clip[:2])
+    assert len(os.listdir(tmp_path / "frames")) == 2
+    with pytest.raises(MediaError, match="frames: exists already; overwrite=True replaces it"):
+        VideoWriter(tmp_path / "frames", 24)
+
+
 def test_frame_folder_is_replaced_only_if_it_holds_nothing_else(tmp_path, clip):
     folder = tmp_path / "frames"
     for num_frames in (3, 2):
