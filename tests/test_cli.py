@@ -296,6 +296,13 @@ def test_the_version_is_that_of_the_package(capsys):
     assert capsys.readouterr().out == f"diffusers-vidvae {__version__}\n"
 
 
+def test_the_demo_clip_can_be_compressed(capsys, results):
+    assert run(["demo-clip", str(results / "clip.mp4"), "--num-frames", "9", "--width", "48", "--height", "32"]) == 0
+    told = call(capsys, "info", results / "clip.mp4", "--scan")
+    assert (told["decoded_frames"], told["width"], told["height"]) == (9, 48, 32)
+    assert call(capsys, "compress", results / "clip.mp4", "-o", results / "clip.fsv")["num_frames"] == 9
+
+
 # Interruption
 
 
@@ -418,6 +425,19 @@ def test_checkpoints_are_described(capsys, checkpoints):
     report = call(capsys, "info", checkpoints / "vae.pt")
     assert (report["kind"], report["source"], report["fits"]) == ("checkpoint", "frame_select_vae", True)
     assert report["config"]["latent_channels"] == convert_frame_select_vae.TINY_CONFIG["latent_channels"]
+
+
+def test_clips_of_the_original_project_are_described(capsys, results):
+    clip = {
+        "compressed": torch.zeros(1, 2, 16, 4),
+        "selection_indices": torch.tensor([[1, 3]]),
+        "compression_mask": torch.tensor([[True, True]]),
+        "original_num_frames": 6,
+        "num_kept_frames": 2,
+    }
+    torch.save(clip, results / "clip.pt")
+    report = call(capsys, "info", results / "clip.pt")
+    assert (report["kind"], report["kept_frames"]) == ("compressed video of the original project", 2)
 
 
 def test_dry_runs_write_nothing(capsys, checkpoints):

@@ -14,6 +14,9 @@ from . import compression, console, conversion, demo_clip, generation, inspectio
 # The base class of wrong usage, which typer takes from click or brings along, depending on its version.
 UsageError: Any = typer.BadParameter.__bases__[0]
 
+# What shells expect after Ctrl-C; newer versions of typer return it themselves.
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="vidvae",
     help="Video autoencoders: compress, reconstruct and generate video; convert, train and publish models.",
@@ -57,18 +60,20 @@ def run(arguments: list[str]) -> int:
     try:
         with console.warnings_as_lines(debug):
             result = typer.main.get_command(app).main(arguments, prog_name="vidvae", standalone_mode=False)
-        return result if isinstance(result, int) else 0
+        code = result if isinstance(result, int) else 0
     except UsageError as error:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        console.print_error("interrupted")
-        return 130
+        code = INTERRUPTED
     except Exception as error:
         if debug:
             raise
         console.print_error(_describe(error))
         return 1
+    if code == INTERRUPTED:
+        console.print_error("interrupted")
+    return code
 
 
 def _take_debug(arguments: list[str]) -> tuple[list[str], bool]:

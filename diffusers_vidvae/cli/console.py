@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-
-Item = TypeVar("Item")
 
 # Pipes have no width; tables that go there are not cut off.
 stdout = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 160)
@@ -93,11 +91,12 @@ def warnings_as_lines(debug: bool) -> Iterator[None]:
 
 
 @contextmanager
-def progress(description: str, items: Sequence[Item]) -> Iterator[Iterator[Item]]:
-    """Gives the items one by one, with a bar of how many are done if somebody is there to see it."""
+def progress_of(description: str, total: int) -> Iterator[Callable[[], None]]:
+    """A bar, if somebody is there to see it; gives the function that moves it on by one."""
     bar = Progress(console=stderr, transient=True, disable=not stderr.is_terminal)
+    task = bar.add_task(description, total=total)
     with bar:
-        yield iter(bar.track(items, description=description))
+        yield lambda: bar.advance(task)
 
 
 def check_output(path: Path, force: bool, suffixes: Sequence[str] = ()) -> None:

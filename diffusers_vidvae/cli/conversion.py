@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,7 +55,13 @@ def convert(
         raise CommandError("--output FOLDER is missing (or --dry-run)")
     check_output_folder(output, force)
     torch_dtype = None if dtype is None else getattr(torch, dtype.value)
-    model = source.convert(opened, torch_dtype)
+    with console.progress_of("Converting", len(opened.shapes)) as advance:
+
+        def read(key: str) -> torch.Tensor:
+            advance()
+            return opened.read(key)
+
+        model = source.convert(replace(opened, read=read), torch_dtype)
     result = make_pipeline(model, vae, torch_dtype) if to_pipeline else model
     save_folder(result, output)
     report = {

@@ -126,6 +126,8 @@ def generate(
 
 
 def load_generation_pipeline(model: str | None, vae: str | None, device: models.Device) -> GapDiTPipeline:
+    from diffusers.utils.logging import disable_progress_bar
+
     from diffusers_vidvae import FlowMatchGapScheduler, GapDiTPipeline
 
     folder = models.demo_folder() if model is None else Path(model)
@@ -134,6 +136,8 @@ def load_generation_pipeline(model: str | None, vae: str | None, device: models.
             raise CommandError(f"{folder}: is no pipeline (model_index.json); for a GapDiT alone give --vae, too")
         if not folder.exists():
             models.check_hub_id(str(model))
+        if not console.stderr.is_terminal:
+            disable_progress_bar()
         pipeline = GapDiTPipeline.from_pretrained(str(folder), torch_dtype=device.dtype)
         return models.quiet_pipeline(pipeline.to(device.device))
     transformer = models.load_model(model, device, "transformer", "transformer")

@@ -143,11 +143,12 @@ def _describe_folder(folder: Path) -> dict[str, Any]:
     if (folder / "model_index.json").is_file():
         index = _read_json(folder / "model_index.json")
         components = {name: value[1] for name, value in index.items() if isinstance(value, list) and value[0]}
-        return {"kind": "pipeline", "class": index.get("_class_name"), **components, **_weights_of(folder)}
+        weights = _weights_of([folder / name for name in components])
+        return {"kind": "pipeline", "class": index.get("_class_name"), **components, **weights}
     if (folder / "config.json").is_file():
         config = _read_json(folder / "config.json")
         public = {name: value for name, value in config.items() if not name.startswith("_")}
-        return {"kind": "model", "class": config.get("_class_name"), **_weights_of(folder), "config": public}
+        return {"kind": "model", "class": config.get("_class_name"), **_weights_of([folder]), "config": public}
     if models.is_checkpoint(folder):
         from diffusers_vidvae.conversion import open_checkpoint
 
@@ -167,11 +168,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _weights_of(folder: Path) -> dict[str, Any]:
-    """Parameters and bytes of all safetensors files in a folder."""
+def _weights_of(folders: list[Path]) -> dict[str, Any]:
+    """Parameters and bytes of all safetensors files in some folders."""
     from diffusers_vidvae.conversion import Checkpoint
 
-    files = sorted(folder.rglob("*.safetensors"))
+    files = [file for folder in folders for file in sorted(folder.glob("*.safetensors"))]
     shapes = [shape for file in files for shape in Checkpoint.open(file).shapes.values()]
     return {
         "num_parameters": sum(math.prod(shape) for shape in shapes),

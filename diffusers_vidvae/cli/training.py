@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+from collections.abc import Iterator
 from dataclasses import asdict
 from enum import Enum
 from importlib import import_module
@@ -115,8 +116,15 @@ def stats(
     config_file = find_config(model) if update else None
     paths = [path for item in inputs for path in media_in(item)]
     vae = models.load_model(model, models.Device.choose(device, dtype))
-    with console.progress("Encoding", paths) as remaining:
-        found = latent_statistics(vae, remaining, models.parse_fps(fps), max_frames=max_frames, state_file=state)
+    rate_of_frames = models.parse_fps(fps)
+    with console.progress_of("Encoding", len(paths)) as advance:
+
+        def remaining() -> Iterator[Path]:
+            for path in paths:
+                yield path
+                advance()
+
+        found = latent_statistics(vae, remaining(), rate_of_frames, max_frames=max_frames, state_file=state)
     if config_file is not None:
         update_config(config_file, {"latents_mean": found.latents_mean, "latents_std": found.latents_std})
     report = {"model": models.model_name(model), "class": type(vae).__name__, **asdict(found), "updated": config_file}

@@ -59,12 +59,10 @@ def run(case: str, file: str | Path | None) -> dict:
 
 
 def describe(figures: dict) -> str:
-    num_frames = figures["num_frames"]
-    return (
-        f"{num_frames} frames, compress {figures['compress']:.1f} s ({num_frames / figures['compress']:.1f} frames/s), "
-        f"decompress {figures['decompress']:.1f} s ({num_frames / figures['decompress']:.1f} frames/s), "
-        f"peak {figures['peak_mb']:.0f} MB"
-    )
+    text = f"{figures['num_frames']} frames"
+    for step in ("compress", "decompress"):
+        text += f", {step} {figures[step]:.1f} s ({figures['num_frames'] / figures[step]:.1f} frames/s)"
+    return f"{text}, peak {figures['peak_mb']:.0f} MB"
 
 
 def measure_imports(file: None) -> dict:

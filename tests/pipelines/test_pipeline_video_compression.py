@@ -176,6 +176,13 @@ def test_saving_and_loading_a_pipeline_changes_nothing(pipeline, tmp_path):
         assert torch.equal(loaded(random_clip(3), output_type="pt").frames, expected)
 
 
+def test_models_in_half_precision_run():
+    pipeline = make_pipeline().to(torch.bfloat16)
+    output = pipeline(random_clip(2, 20, 20), size_mode="resize", output_type="np")
+    assert output.frames.shape == (1, 2, 20, 20, 3) and output.frames.dtype == np.float32
+    assert output.compressed[0].header.latent_dtype == "bfloat16"
+
+
 # Constant memory
 
 
