@@ -1,8 +1,8 @@
 """Random numbers and data order as functions of the seed and of a clip's place in the training.
 
-Every clip that a training ever sees has a number, its draw. Which clip of the data set it is, how it is cropped and the
-noise it gets depend on the seed and that number alone. So a training is the same for one process and for eight, for
-any number of loading workers, and after an interruption.
+Every clip that a training ever sees has a number, its draw. Which clip of the data set it is, how it is cropped and
+the noise it gets depend on the seed and that number alone. So a training is the same for one process and for eight,
+for any number of loading workers, and after an interruption.
 """
 
 from __future__ import annotations

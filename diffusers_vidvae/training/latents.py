@@ -67,7 +67,8 @@ def encode_dataset(
     """
     if num_clips < 1 or shard_size < 1 or batch_size < 1:
         raise ValueError(
-            f"`num_clips`, `shard_size` and `batch_size` must be at least 1, got {num_clips}, {shard_size}, {batch_size}."
+            f"`num_clips`, `shard_size` and `batch_size` must be at least 1, got {num_clips}, {shard_size} and"
+            f" {batch_size}."
         )
     accelerator = accelerator or Accelerator()
     output_dir = Path(output_dir)

@@ -11,8 +11,6 @@ spread of such differences, and the logit penalty acts on the logits themselves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -64,30 +62,31 @@ def mask_log_prob(
     return (log_probs if frame_mask is None else log_probs * frame_mask).sum(dim=1)
 
 
+def leave_one_out_advantages(clip_losses: torch.Tensor) -> torch.Tensor:
+    """Loss under each of a clip's masks, `(masks, batch)`, less the mean loss under its other masks."""
+    losses = clip_losses.detach().float()
+    return (losses - losses.mean(dim=0)) * (len(losses) / (len(losses) - 1))
+
+
 def policy_gradient_loss(
     keep_logits: torch.Tensor,
-    drawn_masks: Sequence[torch.Tensor],
-    clip_losses: Sequence[torch.Tensor],
-    scale: torch.Tensor | float = 1.0,
+    drawn_masks: torch.Tensor,
+    advantages: torch.Tensor,
     frame_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     r"""A term whose gradient estimates that of the expected loss under the keep probabilities.
 
-    REINFORCE with two samples, each the other's baseline (https://openreview.net/forum?id=r1lgTGL5DE): unbiased, and
-    zero where both masks are equal. The value itself means nothing.
+    REINFORCE with two or more samples, each compared with the others (https://openreview.net/forum?id=r1lgTGL5DE):
+    unbiased, and zero where all masks are equal. The value itself means nothing.
 
     Args:
         keep_logits: Logits of independent frames, `(batch, frames)`.
-        drawn_masks: Two masks drawn with them, bool `(batch, frames)`.
-        clip_losses: Loss of every clip under each mask, `(batch,)`; no gradient flows into them from here.
-        scale: Divides the advantages.
+        drawn_masks: Masks drawn with them, bool `(masks, batch, frames)`.
+        advantages: `leave_one_out_advantages`, `(masks, batch)`.
         frame_mask: Bool `(batch, frames)`.
     """
-    advantage = (clip_losses[0] - clip_losses[1]).detach().float() / scale
-    log_prob_difference = mask_log_prob(keep_logits, drawn_masks[0], frame_mask) - mask_log_prob(
-        keep_logits, drawn_masks[1], frame_mask
-    )
-    return 0.5 * advantage * log_prob_difference
+    log_probs = torch.stack([mask_log_prob(keep_logits, mask, frame_mask) for mask in drawn_masks])
+    return (advantages * log_probs).mean(dim=0)
 
 
 def logit_penalty(

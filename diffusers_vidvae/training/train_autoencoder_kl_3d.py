@@ -10,9 +10,9 @@ A name without a folder is looked up in `diffusers_vidvae/training/configs`. One
 
     ... --config autoencoder_kl_3d.yaml 'data.folders=[my_videos]' data.procedural_share=0
 
-The loss is the reconstruction error and the KL divergence, and by choice a perceptual and an adversarial term. Autoencoder
-and discriminator take their steps together, from one backward pass: the discriminator's weights are constants in the
-autoencoder's loss, and the reconstruction is one in the discriminator's.
+The loss is the reconstruction error and the KL divergence, and by choice a perceptual and an adversarial term.
+Autoencoder and discriminator take their steps together, from one backward pass: the discriminator's weights are
+constants in the autoencoder's loss, and the reconstruction is one in the discriminator's.
 """
 
 from __future__ import annotations
@@ -139,6 +139,24 @@ def repeat_last_frame(sample: torch.Tensor, frame_mask: torch.Tensor) -> torch.T
     return sample.gather(2, index[:, None, :, None, None].expand_as(sample))
 
 
+@torch.no_grad()
+def initialize_weights(model: AutoencoderKL3D, logvar: float = -5.0):
+    """Starting weights under which a clip's signal survives the way through all levels.
+
+    Convolutions keep the variance of their input and have no bias, which would drown it (PyTorch's default shrinks the
+    signal with every level); residual branches start small; and the posterior starts with a standard deviation near
+    0.1, so that a fresh decoder sees the latents through the noise.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Conv3d):
+            gain = 0.1 if name.endswith("conv2") else 1.0
+            torch.nn.init.normal_(module.weight, std=gain * module.weight[0].numel() ** -0.5)
+            torch.nn.init.zeros_(module.bias)
+    conv_out = model.encoder.conv_out.conv
+    conv_out.weight[model.config.latent_channels :].zero_()
+    conv_out.bias[model.config.latent_channels :].fill_(logvar)
+
+
 def main(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     """Trains by a configuration file and returns the folder of the model."""
     config = load_config(TrainAutoencoderKL3DConfig, config_path(path), overrides)
@@ -148,6 +166,7 @@ def main(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     else:
         check_model_arguments(AutoencoderKL3D, config.model)
         model = AutoencoderKL3D(**config.model)
+        initialize_weights(model)
     dataset = ClipDataset(config.data, config.run.seed)
     return Trainer(AutoencoderKL3DObjective(model, config), dataset, config.run, config).train()
 

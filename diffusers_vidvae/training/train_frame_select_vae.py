@@ -12,8 +12,9 @@ A name without a folder is looked up in `diffusers_vidvae/training/configs`. One
 
 The recipe: the encoder and its keep head run once for a clip; two masks of frames to keep are drawn from the keep
 probabilities, and one draw of the latents is decoded under both. Pixel, KL and logit terms train by backpropagation.
-Which frames to keep cannot, so the difference of the two reconstruction losses, each with the price of its kept frames,
-trains the keep head by policy gradient. At first, while the decoder learns to fill in frames, all masks are random.
+Which frames to keep cannot, so the difference of the two reconstruction losses, each with the price of its kept
+frames, trains the keep head by policy gradient. At first, while the decoder learns to fill in frames, all masks are
+random.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from .losses import (
     RunningScale,
     keep_rate,
     kl_loss,
+    leave_one_out_advantages,
     logit_penalty,
     mae_loss,
     mse_loss,
@@ -60,6 +62,9 @@ class LossConfig:
         logit_weight: Of keep logits beyond `logit_limit`.
         logit_limit: Largest magnitude of a free logit.
         policy_weight: Of the policy gradient.
+        masks_per_clip: Masks drawn for every clip, at least 2; more of them make the policy gradient less noisy.
+        trained_masks: How many of them the decoder learns from, a divisor of `masks_per_clip`; the others are decoded
+            without a backward pass.
         trunk_gradient_scale: Factor of the keep head's gradient into the encoder (pooled keep heads only).
         target_keep_rate: Mean keep rate that the price of a frame is steered to, in (0, 1).
         initial_keep_price: Price of keeping all frames of a clip, to start from.
@@ -75,6 +80,8 @@ class LossConfig:
     logit_weight: float = 0.01
     logit_limit: float = 4.0
     policy_weight: float = 0.01
+    masks_per_clip: int = 2
+    trained_masks: int = 2
     trunk_gradient_scale: float = 0.1
     target_keep_rate: float = 0.3
     initial_keep_price: float = 0.01
@@ -85,6 +92,12 @@ class LossConfig:
 
     def __post_init__(self):
         check_range("loss.target_keep_rate", self.target_keep_rate, 1e-3, 1)
+        check_range("loss.masks_per_clip", self.masks_per_clip, 2)
+        if self.trained_masks < 1 or self.masks_per_clip % self.trained_masks:
+            raise ValueError(
+                f"`loss.trained_masks` must divide `loss.masks_per_clip` = {self.masks_per_clip}, got"
+                f" {self.trained_masks}."
+            )
         for name in ("random_phase", "random_share", "full_share"):
             check_range(f"loss.{name}", getattr(self, name), 0, 1)
 
@@ -122,33 +135,32 @@ class FrameSelectObjective(Objective):
         posterior, keep_probs, keep_logits = self.model.encode(sample, frame_mask, return_dict=False)
         keep_logits = keep_logits.float()
 
-        drawn, is_random = self._draw_masks(keep_probs.detach(), batch, progress)
+        drawn, is_random = self._draw_masks(keep_probs.detach(), batch, progress)  # (M, B, T), (B,)
         if progress < weights.random_phase:
-            drawn = drawn[:1]  # a second mask only serves the policy gradient
-        kept = [self._at_least_one(mask, keep_probs, frame_mask) for mask in drawn]
-        decoded = self._decode(posterior, kept, batch)
-        pixel = [self._pixel_loss(frames, sample, frame_mask) for frames in decoded]
-        rates = [keep_rate(mask, frame_mask) for mask in kept]
+            drawn = drawn[: weights.trained_masks]  # the others only serve the policy gradient
+        kept = torch.stack([self._at_least_one(mask, keep_probs, frame_mask) for mask in drawn])
+        rates = torch.stack([keep_rate(mask, frame_mask) for mask in kept])  # (M, B)
+        decoded, pixel = self._decode(posterior, kept, batch)  # (B, C, T, H, W), (M, B)
 
-        mean_pixel = torch.stack(pixel).mean(dim=0)
+        mean_pixel = pixel[: weights.trained_masks].mean(dim=0)
         kl = kl_loss(posterior.mean, posterior.logvar, frame_mask)
         penalty = logit_penalty(keep_logits, weights.logit_limit, frame_mask)
         loss = mean_pixel + weights.kl_weight * kl + weights.logit_weight * penalty
-        if len(drawn) == 2:
-            costs = [pixel[k].detach() + self.keep_cost.price * rates[k] for k in range(2)]
-            scale = self._scale(costs[0] - costs[1], is_random)
-            policy = policy_gradient_loss(keep_logits, drawn, costs, scale, frame_mask)
+        if progress >= weights.random_phase:
+            advantages = leave_one_out_advantages(pixel + self.keep_cost.price * rates)
+            scaled = advantages / self._scale(advantages, is_random)
+            policy = policy_gradient_loss(keep_logits, drawn, scaled, frame_mask)
             loss = loss + weights.policy_weight * policy * ~is_random
         metrics = {
             "pixel": mean_pixel.mean(),
-            "mse": mse_loss(decoded[0], sample, frame_mask).mean(),
+            "mse": mse_loss(decoded, sample, frame_mask).mean(),
             "kl": kl.mean(),
             "logit_penalty": penalty.mean(),
             "keep_prob": keep_rate(keep_probs, frame_mask).mean(),
             "keep_prob_std": keep_probs.std(dim=1).mean(),
             "keep_price": self.keep_cost.price,
             "policy_share": (~is_random).float().mean(),
-            "policy_keep_rate": (torch.stack(rates).mean(dim=0) * ~is_random).mean(),
+            "policy_keep_rate": (rates.mean(dim=0) * ~is_random).mean(),
         }
         return loss.mean(), {name: value.detach() for name, value in metrics.items()}
 
@@ -158,20 +170,22 @@ class FrameSelectObjective(Objective):
 
     def _draw_masks(
         self, keep_probs: torch.Tensor, batch: Batch, progress: float
-    ) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Two masks of every clip, and which clips have random ones."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Masks of every clip, `(masks, batch, frames)`, and which clips have random ones, `(batch,)`."""
         generators = torch_generators(self.seed, batch["draw"], stream=1)
         batch_size, num_frames = keep_probs.shape
-        noise = uniform_noise((2, num_frames + 2), generators, keep_probs)  # (B, 2, T + 2)
+        noise = uniform_noise(
+            (self.loss_config.masks_per_clip, num_frames + 2), generators, keep_probs
+        )  # (B, M, T + 2)
         choice = uniform_noise((1,), generators, keep_probs)[:, 0]
         random_share = 1.0 if progress < self.loss_config.random_phase else self.loss_config.random_share
         is_random = choice < random_share
 
         rate, full = noise[:, :, :1], noise[:, :, 1:2] < self.loss_config.full_share
-        random_probs = torch.where(full, torch.ones_like(rate), rate)  # (B, 2, 1)
+        random_probs = torch.where(full, torch.ones_like(rate), rate)  # (B, M, 1)
         probs = torch.where(is_random[:, None, None], random_probs, keep_probs[:, None])
         masks = (noise[:, :, 2:] < probs) & batch["frame_mask"][:, None]
-        return list(masks.unbind(dim=1)), is_random
+        return masks.transpose(0, 1), is_random
 
     def _at_least_one(self, drawn: torch.Tensor, keep_probs: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
         """What the model does at inference: an empty mask keeps the most probable frame."""
@@ -179,15 +193,28 @@ class FrameSelectObjective(Objective):
         fallback = torch.nn.functional.one_hot(best, drawn.shape[1]).bool()
         return torch.where(drawn.any(dim=1, keepdim=True), drawn, fallback)
 
-    def _decode(self, posterior: Any, kept: list[torch.Tensor], batch: Batch) -> tuple[torch.Tensor, ...]:
-        """Decodes one draw of the latents under each of the masks."""
+    def _decode(self, posterior: Any, kept: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Decodes one draw of the latents under each mask; returns the first result and all pixel losses."""
         generators = torch_generators(self.seed, batch["draw"], stream=2)
         noise = normal_noise(tuple(posterior.mean.shape[1:]), generators, posterior.mean)
         latents = posterior.mean + posterior.std * noise
+        trained = self.loss_config.trained_masks
+        decoded, pixel = self._decode_masks(latents, kept[:trained], batch)
+        with torch.no_grad():
+            untrained = [
+                self._decode_masks(latents, kept[i : i + trained], batch) for i in range(trained, len(kept), trained)
+            ]
+        return decoded, torch.cat([pixel, *(losses for _, losses in untrained)])
+
+    def _decode_masks(
+        self, latents: torch.Tensor, kept: torch.Tensor, batch: Batch
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         copies = len(kept)
-        frame_mask = batch["frame_mask"].repeat(copies, 1)
+        sample, frame_mask = batch["sample"].repeat(copies, 1, 1, 1, 1), batch["frame_mask"].repeat(copies, 1)
         latents = latents.repeat(copies, 1, 1, 1, 1)
-        return self.model.decode(latents, torch.cat(kept), frame_mask, return_dict=False)[0].chunk(copies)
+        decoded = self.model.decode(latents, kept.flatten(0, 1), frame_mask, return_dict=False)[0]
+        pixel = self._pixel_loss(decoded, sample, frame_mask)
+        return decoded[: len(batch["sample"])], pixel.unflatten(0, (copies, -1))
 
     def _pixel_loss(self, frames: torch.Tensor, sample: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
         loss = mse_loss(frames, sample, frame_mask)
@@ -196,9 +223,9 @@ class FrameSelectObjective(Objective):
             loss = loss + self.loss_config.perceptual_weight * self.perceptual(frames, sample, frame_mask)
         return loss
 
-    def _scale(self, differences: torch.Tensor, is_random: torch.Tensor) -> torch.Tensor:
-        """Spread of the differences between two masks of a clip, over all processes."""
-        return self.advantage_scale.update(gather(differences)[~gather(is_random)])
+    def _scale(self, advantages: torch.Tensor, is_random: torch.Tensor) -> torch.Tensor:
+        """Spread of the advantages within clips, over all processes."""
+        return self.advantage_scale.update(gather(advantages.T.contiguous())[~gather(is_random)])
 
     # Validation
 

@@ -12,7 +12,8 @@ A name without a folder is looked up in `diffusers_vidvae/training/configs`. Lat
 Every visit of a clip draws new latents from its posterior and new frames to keep. The kept latents, normalised per
 channel, are packed to the front; noise is added along a straight line to a level that is logit-normal
 (https://arxiv.org/abs/2403.03206), and the model predicts the direction, noise - data. In a model with
-`gap_mode="flow"` the gaps are two more channels of that line; in one with `"regression"` they have a loss of their own.
+`gap_mode="flow"` the gaps are two more channels of that line; in one with `"regression"` they have a loss of their
+own.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from diffusers_vidvae.assets import demo_model
-from diffusers_vidvae.models.frame_select_vae import FrameSelectVAE
+from diffusers_vidvae.models.frame_select_vae import FrameSelectVAE, PackedFrames
 from diffusers_vidvae.models.gap_dit import GapDiT
 from diffusers_vidvae.pipelines.pipeline_gap_dit import GapDiTPipeline
 from diffusers_vidvae.schedulers.scheduling_flow_match_gap import FlowMatchGapScheduler
@@ -140,11 +142,10 @@ class GapDiTObjective(Objective):
         generators = torch_generators(self.config.run.seed, draws, stream=3)
         logit = normal_noise((), generators, data) * self.config.loss.time_std + self.config.loss.time_mean
         kept, height, width = data.shape[2:]
-        # Drawn for the most frames that a clip can have, so that a clip's noise does not depend on its batch.
-        noise = normal_noise((channels, self.config.latents.max_kept, height, width), generators, data)[:, :, :kept]
+        noise = normal_noise((channels, kept, height, width), generators, data)
         if data.shape[1] > channels:
-            gap_noise = normal_noise((data.shape[1] - channels, self.config.latents.max_kept), generators, data)
-            gap_noise = gap_noise[:, :, :kept, None, None].expand(-1, -1, -1, height, width)
+            gap_noise = normal_noise((data.shape[1] - channels, kept), generators, data)
+            gap_noise = gap_noise[..., None, None].expand(-1, -1, -1, height, width)
             noise = torch.cat([noise, gap_noise], dim=1)
         return noise, logit.sigmoid()
 
@@ -160,7 +161,7 @@ class GapDiTObjective(Objective):
         return {"length": float(free.num_frames.float().mean())}
 
 
-def draw_packed_frames(vae: FrameSelectVAE, batch: Batch, config: TrainGapDiTConfig):
+def draw_packed_frames(vae: FrameSelectVAE, batch: Batch, config: TrainGapDiTConfig) -> PackedFrames:
     """Latents drawn from the posteriors of a batch, of frames drawn to be kept, as `PackedFrames`."""
     mean, frame_mask, probs = batch["mean"], batch["frame_mask"], batch["keep_probs"]
     generators = torch_generators(config.run.seed, batch["draw"], stream=2)
@@ -172,7 +173,18 @@ def draw_packed_frames(vae: FrameSelectVAE, batch: Batch, config: TrainGapDiTCon
         keep_mask[row] = vae.select_frames(
             probs[row], frame_mask[row], num_frames=config.latents.max_kept, generator=generators[row]
         )
-    return vae.pack_frames(latents, keep_mask, frame_mask)
+    return pad_packed(vae.pack_frames(latents, keep_mask, frame_mask), config.latents.max_kept)
+
+
+def pad_packed(packed: PackedFrames, num_kept: int) -> PackedFrames:
+    """Pads to a fixed number of latent frames: compiled blocks then meet one shape only."""
+    missing = num_kept - packed.mask.shape[1]
+    return PackedFrames(
+        latents=F.pad(packed.latents, (0, 0, 0, 0, 0, missing)),
+        gaps=F.pad(packed.gaps, (0, missing)),
+        mask=F.pad(packed.mask, (0, missing)),
+        num_frames=packed.num_frames,
+    )
 
 
 def gap_statistics(vae: FrameSelectVAE, dataset: LatentDataset, config: TrainGapDiTConfig) -> tuple[float, float]:
@@ -181,8 +193,9 @@ def gap_statistics(vae: FrameSelectVAE, dataset: LatentDataset, config: TrainGap
     for draw in range(min(len(dataset), 1000)):
         batch = {name: value[None] for name, value in dataset[draw].items()}
         packed = draw_packed_frames(vae, batch, config)
-        tail = packed.num_frames - 1 - packed.gaps.sum(dim=1)
-        channels.append(torch.cat([packed.gaps[0], packed.gaps[0, 1:], tail]).float().log1p())
+        gaps = packed.gaps[packed.mask]
+        tail = packed.num_frames - 1 - gaps.sum()
+        channels.append(torch.cat([gaps, gaps[1:], tail]).float().log1p())
     values = torch.cat(channels)
     return float(values.mean()), max(float(values.std()), 1e-3)
 

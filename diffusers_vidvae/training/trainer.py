@@ -226,7 +226,9 @@ class Trainer:
     def _validate(self):
         objective = self.accelerator.unwrap_model(self.wrapped)
         self.wrapped.eval()
-        with self._averaged_weights(), torch.no_grad(), self.accelerator.autocast(), attention_kernel(self.run):
+        # Validation has shapes of its own, which are not worth compiling for.
+        eager = torch.compiler.set_stance("force_eager")
+        with eager, self._averaged_weights(), torch.no_grad(), self.accelerator.autocast(), attention_kernel(self.run):
             if self.accelerator.is_main_process or sharded(self.accelerator):
                 metrics = objective.validate(self.output_dir / "samples", self.step)
         self.wrapped.train()
@@ -350,7 +352,7 @@ def compile_blocks(model: ModelMixin):
     """Compiles, each on its own, the modules that the model declares as units."""
     for module in model.modules():
         if type(module).__name__ in (model._no_split_modules or ()):
-            module.compile()
+            module.compile(dynamic=False)
 
 
 def attention_kernel(run: RunConfig) -> AbstractContextManager:
