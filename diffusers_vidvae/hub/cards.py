@@ -69,19 +69,24 @@ _KINDS = {
     ),
 }
 
+# With noise for a clip they run as printed; a pipeline takes a path in its place.
 _SNIPPETS = {
     "VideoReconstructionPipeline": """\
 pipe = VideoReconstructionPipeline.from_pretrained("{repo}"{remote})
-output = pipe(video="clip.mp4")
-frames = output.frames[0]""",
+size = pipe.vae.config.get("sample_size", 64)
+clip = torch.rand(1, 3, 9, size, size) * 2 - 1  # {clip}
+frames = pipe(video=clip).frames[0]""",
     "VideoCompressionPipeline": """\
 pipe = VideoCompressionPipeline.from_pretrained("{repo}"{remote})
-compressed = pipe.compress("clip.mp4")
+size = pipe.vae.config.sample_size
+clip = torch.rand(1, 3, 9, size, size) * 2 - 1  # {clip}
+compressed = pipe.compress(clip)
+compressed.save("clip.fsv")
 frames = pipe.decompress(compressed).frames[0]""",
     "GapDiTPipeline": """\
 pipe = GapDiTPipeline.from_pretrained("{repo}"{remote})
 output = pipe(num_latent_frames=4, num_inference_steps=50, generator=torch.Generator().manual_seed(0))
-export_to_video(output.frames[0], "generated.mp4")""",
+output.frames[0][0].save("generated.gif", save_all=True, append_images=output.frames[0][1:])""",
     "FrameSelectVAE": """\
 vae = FrameSelectVAE.from_pretrained("{repo}"{remote})
 size = vae.config.sample_size
@@ -99,6 +104,17 @@ output = transformer(torch.randn(1, channels, 4, size, size), timestep=500.0)"""
 scheduler = FlowMatchGapScheduler.from_pretrained("{repo}")
 scheduler.set_timesteps(50)""",
 }
+
+# No Auto class of diffusers loads a scheduler, so its own source is asked for the class.
+_STANDALONE_SCHEDULER = """\
+from diffusers.utils import get_class_from_dynamic_module
+
+
+FlowMatchGapScheduler = get_class_from_dynamic_module(
+    "{repo}", "{module}.py", class_name="FlowMatchGapScheduler", trust_remote_code=True
+)
+scheduler = FlowMatchGapScheduler.from_pretrained("{repo}")
+scheduler.set_timesteps(50)"""
 
 
 def describe_folder(folder: str | os.PathLike[str]) -> tuple[str, dict[str, Any]]:
@@ -143,13 +159,15 @@ def build_model_card(
     kind = _KINDS[class_name]
     metrics_file = folder / "metrics.json"
     if metrics is None and metrics_file.is_file():
-        metrics = json.loads(metrics_file.read_text(encoding="utf-8"))
+        measured = json.loads(metrics_file.read_text(encoding="utf-8"))
+        metrics = {name: value for name, value in measured.items() if isinstance(value, (int, float))}
 
+    module = next((file.stem for file in folder.glob("vidvae_*.py")), None)
     sections = [
         f"# {repo_id.split('/')[-1] if repo_id else class_name}",
         f"{kind.summary} A `{class_name}` of [diffusers-vidvae](https://pypi.org/project/diffusers-vidvae), after"
         f" {kind.source}.",
-        "## Use\n\n" + _usage(class_name, repo_id or folder.name, standalone),
+        "## Use\n\n" + _usage(class_name, repo_id or folder.name, standalone, module),
         "## Contents\n\n" + _contents(folder, config),
     ]
     if metrics:
@@ -164,25 +182,23 @@ def build_model_card(
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
 
 
-def _usage(class_name: str, repo: str, standalone: bool) -> str:
-    snippet = _SNIPPETS[class_name]
-    imports = []
-    if "torch." in snippet:
-        imports.append("import torch")
-    if standalone:
-        loader = "DiffusionPipeline" if class_name.endswith("Pipeline") else "AutoModel"
-        snippet = snippet.replace(f"{class_name}.from_pretrained", f"{loader}.from_pretrained")
-        names = [loader, *(["export_to_video"] if "export_to_video" in snippet else [])]
-        imports.append("from diffusers import " + loader)
-        install = "The source travels with the weights; it runs on diffusers alone:"
-    else:
-        names = ["export_to_video"] if "export_to_video" in snippet else []
-        imports.append(f"from diffusers_vidvae import {class_name}")
+def _usage(class_name: str, repo: str, standalone: bool, module: str | None) -> str:
+    if not standalone:
+        snippet = f"from diffusers_vidvae import {class_name}\n\n\n" + _SNIPPETS[class_name]
         install = "```bash\npip install diffusers-vidvae\n```"
-    if "export_to_video" in names:
-        imports.append("from diffusers.utils import export_to_video")
-    code = snippet.format(repo=repo, remote=", trust_remote_code=True" if standalone else "")
-    return f"{install}\n\n```python\n" + "\n".join(imports) + f"\n\n\n{code}\n```"
+        clip = '(batch, channels, frames, height, width) in [-1, 1], or a path such as "clip.mp4"'
+    else:
+        loader = "DiffusionPipeline" if class_name.endswith("Pipeline") else "AutoModel"
+        snippet = _SNIPPETS[class_name].replace(f"{class_name}.from_pretrained", f"{loader}.from_pretrained")
+        snippet = f"from diffusers import {loader}\n\n\n{snippet}"
+        install = "The source travels with the weights; it runs on diffusers alone:"
+        clip = "(batch, channels, frames, height, width) in [-1, 1], or PIL images"
+        if class_name.endswith("Scheduler"):
+            snippet = _STANDALONE_SCHEDULER
+    imports = "import torch\n" if "torch." in snippet else ""
+    remote = ", trust_remote_code=True" if standalone else ""
+    code = snippet.format(repo=repo, remote=remote, clip=clip, module=module)
+    return f"{install}\n\n```python\n{imports}{code}\n```"
 
 
 def _contents(folder: Path, config: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@ r"""Uploads of saved pipelines, models and schedulers, in one commit each."""
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -79,7 +80,17 @@ def _operations(folder: Path, subfolder: str | None) -> list[CommitOperationAdd]
     prefix = f"{subfolder.strip('/')}/" if subfolder else ""
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != "README.md")
     files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
-    return [CommitOperationAdd(prefix + file.relative_to(folder).as_posix(), str(file)) for file in files]
+    return [CommitOperationAdd(prefix + file.relative_to(folder).as_posix(), _content(file)) for file in files]
+
+
+def _content(file: Path) -> str | bytes:
+    """A file's path, or its text without the path on this machine that diffusers notes in a loaded configuration."""
+    if file.name not in ("model_index.json", "config.json", "scheduler_config.json"):
+        return str(file)
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if config.pop("_name_or_path", None) is None:
+        return str(file)
+    return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
 
 
 def _card_operations(

@@ -150,14 +150,44 @@ def test_cards_say_what_it_is_and_are_kept(client, hub):
         assert text in card.text
     assert "More Information Needed" not in card.text
 
-    # The snippet runs as printed.
-    snippet = card.text.split("```python\n")[1].split("```")[0]
-    client(f"os.chdir(os.environ['HF_HOME'])\n{snippet}\nassert os.path.getsize('generated.mp4')", home="reader")
-
     repository = hub.repositories["tester/generation"]
     repository.commit("main", {**hub.files("tester/generation"), "README.md": b"my own words"})
     client('DiffusionPipeline.from_pretrained("generation").push_to_hub("tester/generation")')
     assert hub.files("tester/generation")["README.md"] == b"my own words"
+
+
+PUSH_PARTS = """
+parts = {
+    "generation": GapDiTPipeline.from_pretrained("generation"),
+    "reconstruction": VideoReconstructionPipeline.from_pretrained("reconstruction"),
+    "compression": VideoCompressionPipeline.from_pretrained("compression"),
+}
+parts["vae"], parts["transformer"], parts["scheduler"] = (
+    parts["generation"].vae, parts["generation"].transformer, parts["generation"].scheduler
+)
+parts["kl_3d"] = parts["reconstruction"].vae
+for name, part in parts.items():
+    part.push_to_hub(f"tester/{name}")
+    part.push_to_hub(f"tester/{name}-standalone", standalone=True)
+"""
+
+
+@pytest.mark.slow
+def test_snippets_of_cards_run_as_printed(client, hub, tmp_path):
+    client(PUSH_PARTS)
+    snippets: dict[bool, list[str]] = {False: [], True: []}
+    for name in hub.repositories:
+        # What diffusers notes in a loaded configuration: the path on the machine that published it.
+        assert not any(b'"_name_or_path":' in content for content in hub.files(name).values())
+        card = hub.files(name)["README.md"].decode()
+        snippets[name.endswith("-standalone")].append(card.split("```python\n")[1].split("```")[0])
+    assert len(snippets[True]) == len(snippets[False]) == 7
+    for standalone, texts in snippets.items():
+        script = f"os.chdir({str(tmp_path)!r})\nfor text in {texts!r}: exec(text, {{}})"
+        client(script, home=f"reader {standalone}", WITHOUT_PACKAGE="1" if standalone else "")
+        for name in ("generated.gif", "clip.fsv"):
+            assert (tmp_path / name).stat().st_size
+            (tmp_path / name).unlink()
 
 
 @pytest.mark.slow
