@@ -15,7 +15,6 @@ quarter of the frames. Geometry and defaults follow the card of Linum's image-vi
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -34,9 +33,9 @@ from torch import nn
 
 
 # The state of a block: `None` when a whole clip is given and nothing is to be remembered, `()` at the start of a
-# stream, afterwards the last input frames of its convolutions. Levels and models keep their blocks' states in a dict.
+# stream, afterwards the last input frames of its convolutions. The state of an encoder or decoder is a dict of them.
 BlockState = Any
-State = dict[Any, Any]
+State = dict[str, BlockState]
 
 
 @dataclass
@@ -250,32 +249,7 @@ def repeat_nearest(hidden_states: torch.Tensor, time: bool) -> torch.Tensor:
     return values.permute(0, 4, 1, 2, 3)
 
 
-class BlockRunner(nn.Module):
-    """Base of modules that run blocks one after another, keeping the blocks' states in a dict."""
-
-    _gradient_checkpointing_func: Callable[..., tuple[torch.Tensor, BlockState]]
-
-    def __init__(self):
-        super().__init__()
-        self.gradient_checkpointing = False
-
-    def run_block(self, block: nn.Module, hidden_states: torch.Tensor, state: State | None, key: Any) -> torch.Tensor:
-        """Runs a block and replaces its state; popped first, so that the old state is not held beside the new one."""
-        block_state = None if state is None else state.pop(key, ())
-        if torch.is_grad_enabled() and self.gradient_checkpointing:
-            hidden_states, block_state = self._gradient_checkpointing_func(block, hidden_states, block_state)
-        else:
-            hidden_states, block_state = block(hidden_states, block_state)
-        if state is not None:
-            state[key] = block_state
-        return hidden_states
-
-
-def nested_state(state: State | None, key: Any) -> State | None:
-    return None if state is None else state.setdefault(key, {})
-
-
-class Level3D(BlockRunner):
+class Level3D(nn.Module):
     """Residual blocks at one resolution, perhaps an attention after the first, then perhaps a resampling."""
 
     def __init__(
@@ -294,48 +268,96 @@ class Level3D(BlockRunner):
         self.resampler = resampler
         self.frame_step = 2 if getattr(resampler, "time", False) else 1
 
-    def forward(self, hidden_states: torch.Tensor, state: State | None = None) -> torch.Tensor:
-        for index, resnet in enumerate(self.resnets):
-            hidden_states = self.run_block(resnet, hidden_states, state, index)
-            if index == 0 and self.attention is not None:
-                hidden_states = self.run_block(self.attention, hidden_states, state, "attention")
+    def blocks(self, prefix: str) -> list[tuple[str, nn.Module]]:
+        """Its blocks in the order in which they run, with names."""
+        blocks = [(f"{prefix}.resnets.{index}", resnet) for index, resnet in enumerate(self.resnets)]
+        if self.attention is not None:
+            blocks.insert(1, (f"{prefix}.attention", self.attention))
         if self.resampler is not None:
-            hidden_states = self.run_block(self.resampler, hidden_states, state, "resampler")
+            blocks.append((f"{prefix}.resampler", self.resampler))
+        return blocks
+
+
+class Stage(NamedTuple):
+    """Blocks that run together on `frames_in` frames or a multiple, of which they make `frames_out`."""
+
+    blocks: list[tuple[str, nn.Module]]
+    coarseness: int
+    frames_in: int = 1
+    frames_out: int = 1
+
+
+class Coder3D(nn.Module):
+    """Base of encoder and decoder: stages of blocks that run one after another."""
+
+    _gradient_checkpointing_func: Callable[..., tuple[torch.Tensor, BlockState]]
+
+    def __init__(self):
+        super().__init__()
+        self.gradient_checkpointing = False
+
+    def stages(self) -> list[Stage]:
+        """The stages in the order in which they run."""
+        raise NotImplementedError
+
+    def forward(
+        self, hidden_states: torch.Tensor, state: State | None = None, full_resolution_frames: int | None = None
+    ) -> torch.Tensor:
+        r"""Runs a clip, or the next piece of a stream.
+
+        Args:
+            hidden_states: Pixels or latents `(B, C, T, H, W)`. The encoder takes one frame, which stands for a still
+                clip, or a multiple of the temporal compression ratio.
+            state: `None` for a whole clip; a dict, empty at the start of a stream, which is updated in place.
+            full_resolution_frames: Frames that the full-resolution stage takes at a time; the next twice as many.
+
+        Returns:
+            Distribution parameters or pixels; one frame that stands for all if given a whole clip of one.
+        """
+        stages = self.stages()
+        if full_resolution_frames is None:
+            return self._run([block for stage in stages for block in stage.blocks], hidden_states, state)
+        state = {} if state is None and hidden_states.shape[2] > 1 else state
+        for stage in stages:
+            step = max(stage.frames_in, stage.frames_out)
+            groups = math.ceil(full_resolution_frames * 2**stage.coarseness / step)
+            hidden_states = self._run_in_pieces(stage, hidden_states, state, groups * stage.frames_in)
         return hidden_states
 
+    def _run(
+        self, blocks: list[tuple[str, nn.Module]], hidden_states: torch.Tensor, state: State | None
+    ) -> torch.Tensor:
+        for name, block in blocks:
+            block_state = None if state is None else state.pop(name, ())
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                hidden_states, block_state = self._gradient_checkpointing_func(block, hidden_states, block_state)
+            else:
+                hidden_states, block_state = block(hidden_states, block_state)
+            if state is not None:
+                state[name] = block_state
+        return hidden_states
 
-def run_in_pieces(
-    stage: Callable[[torch.Tensor, State | None], torch.Tensor],
-    hidden_states: torch.Tensor,
-    state: State | None,
-    piece_frames: int,
-    frame_ratio: float,
-) -> torch.Tensor:
-    r"""Runs a stage on a few frames at a time, which bounds its memory and changes nothing in the result.
-
-    Args:
-        stage: Function of frames and state.
-        hidden_states: Its input, `(B, C, T, H, W)`.
-        state: Its state, or `None` for a whole clip.
-        piece_frames: Frames at a time.
-        frame_ratio: Output frames per input frame.
-    """
-    num_frames = hidden_states.shape[2]
-    if num_frames <= piece_frames:
-        return stage(hidden_states, state)
-    state = {} if state is None else state
-    output: torch.Tensor | None = None
-    for start in range(0, num_frames, piece_frames):
-        piece = stage(hidden_states[:, :, start : start + piece_frames], state)
-        if output is None:
-            shape = (*piece.shape[:2], int(num_frames * frame_ratio), *piece.shape[3:])
-            output = torch.empty(shape, dtype=piece.dtype, device=piece.device, memory_format=torch.channels_last_3d)
-        stop = min(start + piece_frames, num_frames)
-        output[:, :, int(start * frame_ratio) : int(stop * frame_ratio)] = piece
-    return cast(torch.Tensor, output)
+    def _run_in_pieces(
+        self, stage: Stage, hidden_states: torch.Tensor, state: State | None, piece_frames: int
+    ) -> torch.Tensor:
+        """Runs a stage on a few frames at a time, which bounds its memory and changes nothing in the result."""
+        num_frames = hidden_states.shape[2]
+        if num_frames <= piece_frames:
+            return self._run(stage.blocks, hidden_states, state)
+        output: torch.Tensor | None = None
+        stop = 0
+        for piece in hidden_states.split(piece_frames, dim=2):
+            piece = self._run(stage.blocks, piece, state)
+            if output is None:
+                shape = (*piece.shape[:2], num_frames * stage.frames_out // stage.frames_in, *piece.shape[3:])
+                layout = torch.channels_last_3d
+                output = torch.empty(shape, dtype=piece.dtype, device=piece.device, memory_format=layout)
+            start, stop = stop, stop + piece.shape[2]
+            output[:, :, start:stop] = piece
+        return cast(torch.Tensor, output)
 
 
-class Encoder3D(BlockRunner):
+class Encoder3D(Coder3D):
     """Pixels to the parameters of the latent distribution."""
 
     def __init__(
@@ -347,31 +369,17 @@ class Encoder3D(BlockRunner):
         self.mid_block = mid_block
         self.conv_out = conv_out
 
-    def forward(
-        self, sample: torch.Tensor, state: State | None = None, full_resolution_frames: int | None = None
-    ) -> torch.Tensor:
-        r"""Encodes a clip, or the next piece of a stream.
-
-        Args:
-            sample: `(B, C, T, H, W)`; T is 1 (a still clip) or a multiple of the temporal compression ratio.
-            state: `None` for a whole clip; a dict, empty at the start of a stream, which is updated in place.
-            full_resolution_frames: Frames that the full-resolution level takes at a time; the next twice as many.
-        """
-        hidden_states = sample
-        for index, level in enumerate(cast(Iterable[Level3D], self.down_blocks)):
-            stage = level if index else self._full_resolution
-            piece = _piece_frames(full_resolution_frames, index, level.frame_step) * level.frame_step
-            hidden_states = run_in_pieces(
-                stage, hidden_states, nested_state(state, index), piece, frame_ratio=1 / level.frame_step
-            )  # (B, C, T', h, w)
-        hidden_states = self.mid_block(hidden_states, nested_state(state, "mid_block"))
-        return self.run_block(self.conv_out, hidden_states, state, "conv_out")
-
-    def _full_resolution(self, sample: torch.Tensor, state: State | None) -> torch.Tensor:
-        return self.down_blocks[0](self.run_block(self.conv_in, sample, state, "conv_in"), state)
+    def stages(self) -> list[Stage]:
+        stages = [
+            Stage(level.blocks(f"down_blocks.{index}"), index, frames_in=level.frame_step)
+            for index, level in enumerate(cast(Iterable[Level3D], self.down_blocks))
+        ]
+        stages[0].blocks.insert(0, ("conv_in", self.conv_in))
+        stages.append(Stage([*self.mid_block.blocks("mid_block"), ("conv_out", self.conv_out)], len(stages) - 1))
+        return stages
 
 
-class Decoder3D(BlockRunner):
+class Decoder3D(Coder3D):
     """Latents to pixels."""
 
     def __init__(
@@ -383,39 +391,14 @@ class Decoder3D(BlockRunner):
         self.up_blocks = nn.ModuleList(up_blocks)
         self.conv_out = conv_out
 
-    def forward(
-        self, latents: torch.Tensor, state: State | None = None, full_resolution_frames: int | None = None
-    ) -> torch.Tensor:
-        r"""Decodes a clip, or the next piece of a stream.
-
-        Args:
-            latents: `(B, C, T', h, w)`.
-            state: `None` for a whole clip; a dict, empty at the start of a stream, which is updated in place.
-            full_resolution_frames: Frames that the full-resolution level takes at a time; the next twice as many.
-
-        Returns:
-            Pixels; of a whole clip of one latent, which is still, one frame that stands for all.
-        """
-        hidden_states = self.run_block(self.conv_in, latents, state, "conv_in")
-        hidden_states = self.mid_block(hidden_states, nested_state(state, "mid_block"))
-        for index, level in enumerate(cast(Iterable[Level3D], self.up_blocks)):
-            coarseness = len(self.up_blocks) - 1 - index
-            stage = level if coarseness else self._full_resolution
-            piece = _piece_frames(full_resolution_frames, coarseness, level.frame_step)
-            hidden_states = run_in_pieces(
-                stage, hidden_states, nested_state(state, index), piece, frame_ratio=level.frame_step
-            )  # (B, C, T, H, W)
-        return hidden_states
-
-    def _full_resolution(self, hidden_states: torch.Tensor, state: State | None) -> torch.Tensor:
-        return self.run_block(self.conv_out, self.up_blocks[-1](hidden_states, state), state, "conv_out")
-
-
-def _piece_frames(full_resolution_frames: int | None, coarseness: int, frame_step: int) -> int:
-    """Low-resolution frames that a level takes at a time: coarser levels take more."""
-    if full_resolution_frames is None:
-        return sys.maxsize
-    return math.ceil(full_resolution_frames * 2**coarseness / frame_step)
+    def stages(self) -> list[Stage]:
+        coarsest = len(self.up_blocks) - 1
+        stages = [
+            Stage(level.blocks(f"up_blocks.{index}"), coarsest - index, frames_out=level.frame_step)
+            for index, level in enumerate(cast(Iterable[Level3D], self.up_blocks))
+        ]
+        stages[-1].blocks.append(("conv_out", self.conv_out))
+        return [Stage([("conv_in", self.conv_in), *self.mid_block.blocks("mid_block")], coarsest), *stages]
 
 
 class Tile(NamedTuple):
@@ -771,7 +754,7 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
         shape = (x.shape[0], 2 * self.config.latent_channels, num_latents, height, width)
         parameters = x.new_zeros(shape, dtype=self.encoder.conv_in.conv.weight.dtype)
         for index, tile in enumerate(tiles):
-            state = None if whole else nested_state({} if states is None else states, index)
+            state = None if whole else {} if states is None else states.setdefault(index, {})
             for start, stop in chunks:
                 frames = x[:, :, start * ratio : stop * ratio]
                 values = self._encode_tile(frames, tile, state, 1 if is_image else (stop - start) * ratio)
@@ -887,7 +870,7 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
         shape = (z.shape[0], self.config.out_channels, num_frames, height, width)
         sample = z.new_zeros(shape, dtype=self.decoder.conv_in.conv.weight.dtype)
         for index, tile in enumerate(tiles):
-            state = None if whole else nested_state({} if states is None else states, index)
+            state = None if whole else {} if states is None else states.setdefault(index, {})
             for start, stop in chunks:
                 values = self._decode_tile(z[:, :, start:stop], tile, state)
                 tile.add_to(sample[:, :, start * ratio : stop * ratio], values, scale)
