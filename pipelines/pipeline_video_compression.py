@@ -166,19 +166,21 @@ class VideoCompressionPipeline(DiffusionPipeline):
         results = []
         for clip, clip_generator in zip(clips, generators, strict=True):
             header = self._make_header(clip, size_mode, quantize)
+            # Refuses an existing file before frames are read.
+            writer = None if output is None else FsvWriter(output, header, overwrite)
             selector = _FrameSelector(self.vae, clip, mode, num_frames, rate, threshold, clip_generator)
             windows = self._compress_windows(
                 clip, header, selector, callback_on_step_end, callback_on_step_end_tensor_inputs
             )
-            if output is None:
+            if writer is None:
                 kept = list(windows)
                 total = sum(window.num_frames for window in kept)
                 results.append(CompressedVideo(replace(header, num_frames=total), kept))
             else:
-                with FsvWriter(output, header, overwrite) as writer:
+                with writer:
                     for window in windows:
                         writer.write_window(window)
-                results.append(CompressedVideo.load(output))
+                results.append(CompressedVideo.load(writer.path))
         self.maybe_free_model_hooks()
         return results[0] if len(results) == 1 else results
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import torch
@@ -33,39 +33,43 @@ NUM_FRAMES, SIDE = 32, 256
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", nargs="?", help="video to compress with the demo model")
+    parser.add_argument("--max-frames", type=int, help="frames of the file to take; all by default")
+    parser.add_argument("--size-mode", default="auto", help="how the file's frames are brought to the model's size")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.case:
-        print(json.dumps(CASES[arguments.case](arguments.file)))
+        print(json.dumps(CASES[arguments.case](arguments)))
         return
 
-    base = run("imports", None)
+    base = run("imports")
     print(f"imports alone: {base['peak_mb']:.0f} MB; {torch.get_num_threads()} threads")
     for dtype in ("float32", "bfloat16"):
-        print(f"published size, {SIDE}x{SIDE}, {dtype}: {describe(run(dtype, None))}")
+        print(f"published size, {SIDE}x{SIDE}, {dtype}: {describe(run(dtype))}")
     if arguments.file:
         with tempfile.TemporaryDirectory() as folder:
-            quarter = write_quarter(arguments.file, Path(folder) / "quarter.mp4")
-            short, whole = run("demo", quarter), run("demo", arguments.file)
+            whole = write_start(arguments.file, Path(folder) / "whole.mp4", arguments.max_frames)
+            quarter = write_start(whole, Path(folder) / "quarter.mp4", count_frames(whole) // 4)
+            short, long = (run("demo", file, "--size-mode", arguments.size_mode) for file in (quarter, whole))
         print(f"demo model, first quarter: {describe(short)}")
-        print(f"demo model, whole clip:    {describe(whole)}")
-        print(f"peak memory, whole to quarter: {whole['peak_mb'] / short['peak_mb']:.3f}")
+        print(f"demo model, whole clip:    {describe(long)}")
+        print(f"peak memory, whole to quarter: {long['peak_mb'] / short['peak_mb']:.3f}")
 
 
-def run(case: str, file: str | Path | None) -> dict:
+def run(case: str, *options: str | Path) -> dict:
     """Runs a case in a process of its own."""
-    command = [sys.executable, __file__, "--case", case, *([str(file)] if file else [])]
+    command = [sys.executable, __file__, "--case", case, *map(str, options)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
 def describe(figures: dict) -> str:
     text = f"{figures['num_frames']} frames"
     for step in ("compress", "decompress"):
-        text += f", {step} {figures[step]:.1f} s ({figures['num_frames'] / figures[step]:.1f} frames/s)"
+        seconds, cpu_seconds = figures[step]
+        text += f", {step} {seconds:.1f} s ({cpu_seconds:.1f} s of CPU)"
     return f"{text}, peak {figures['peak_mb']:.0f} MB"
 
 
-def measure_imports(file: None) -> dict:
+def measure_imports(arguments: argparse.Namespace) -> dict:
     return {"peak_mb": peak_mb()}
 
 
@@ -83,21 +87,26 @@ def measure_published_size(dtype: torch.dtype) -> dict:
         return measure(pipeline, clip, Path(folder))
 
 
-def measure_demo(file: str) -> dict:
+def measure_demo(arguments: argparse.Namespace) -> dict:
     pipeline = VideoCompressionPipeline(FrameSelectVAE.from_pretrained(demo_model(), subfolder="vae"))
     with tempfile.TemporaryDirectory() as folder:
-        return measure(pipeline, file, Path(folder))
+        return measure(pipeline, arguments.file, Path(folder), size_mode=arguments.size_mode)
 
 
-def measure(pipeline: VideoCompressionPipeline, clip: torch.Tensor | str, folder: Path) -> dict:
+def measure(pipeline: VideoCompressionPipeline, clip: torch.Tensor | str, folder: Path, **options: str) -> dict:
     pipeline.set_progress_bar_config(disable=True)
-    begin = time.perf_counter()
-    compressed = pipeline.compress(clip, rate=0.25, output=folder / "clip.fsv")
-    middle = time.perf_counter()
+    clocks = [(time.perf_counter(), time.process_time())]
+    compressed = pipeline.compress(clip, rate=0.25, output=folder / "clip.fsv", **options)
+    clocks.append((time.perf_counter(), time.process_time()))
     pipeline.decompress_file(compressed, folder / "clip.mp4")
-    end = time.perf_counter()
-    figures = {"num_frames": compressed.header.num_frames, "peak_mb": peak_mb()}
-    return figures | {"compress": middle - begin, "decompress": end - middle}
+    clocks.append((time.perf_counter(), time.process_time()))
+    steps = [[end - begin for begin, end in zip(*pair, strict=True)] for pair in pairwise(clocks)]
+    return {
+        "num_frames": compressed.header.num_frames,
+        "peak_mb": peak_mb(),
+        "compress": steps[0],
+        "decompress": steps[1],
+    }
 
 
 def peak_mb() -> float:
@@ -106,20 +115,22 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
-def write_quarter(file: str, output: Path) -> Path:
-    """The first quarter of a clip's frames."""
-    with VideoReader(file) as reader:
-        num_frames = reader.info.num_frames or sum(1 for _ in reader)
-        with VideoWriter(output, reader.info.fps) as writer:
-            for frame in islice(reader, max(num_frames // 4, 1)):
-                writer.write(frame.data)
+def count_frames(file: str | Path) -> int:
+    return sum(1 for _ in VideoReader(file))
+
+
+def write_start(file: str | Path, output: Path, num_frames: int | None) -> Path:
+    """The first frames of a clip."""
+    with VideoReader(file) as reader, VideoWriter(output, reader.info.fps, preset="ultrafast") as writer:
+        for frame in islice(reader, num_frames):
+            writer.write(frame.data)
     return output
 
 
 CASES = {
     "imports": measure_imports,
-    "float32": lambda file: measure_published_size(torch.float32),
-    "bfloat16": lambda file: measure_published_size(torch.bfloat16),
+    "float32": lambda arguments: measure_published_size(torch.float32),
+    "bfloat16": lambda arguments: measure_published_size(torch.bfloat16),
     "demo": measure_demo,
 }
 
