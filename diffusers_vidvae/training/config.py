@@ -206,7 +206,7 @@ def build_config(config_class: type[ConfigType], values: Mapping[str, Any], pref
     arguments = {}
     for name, value in values.items():
         hint = hints[name]
-        if dataclasses.is_dataclass(hint):
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             if not isinstance(value, Mapping):
                 raise ValueError(f"`{prefix}{name}` must be a section, got {value!r}.")
             arguments[name] = build_config(hint, value, f"{prefix}{name}.")
@@ -244,7 +244,7 @@ def _apply_override(values: dict[str, Any], override: str):
 
 def check_model_arguments(model_class: type, arguments: Mapping[str, Any]):
     """Refuses entries of a `model` section that the model's constructor does not take."""
-    allowed = [name for name in inspect.signature(model_class.__init__).parameters if name != "self"]
+    allowed = [name for name in inspect.signature(model_class).parameters]
     unknown = sorted(set(arguments) - set(allowed))
     if unknown:
         raise ValueError(f"unknown key `model.{unknown[0]}`; the keys here are {', '.join(sorted(allowed))}.")

@@ -110,8 +110,8 @@ class ClipFolder:
 
     def _open(self, path: Path) -> Source:
         if self.cached_side is not None:
-            frames = self._decode_small(path)
-            return Source(path, len(frames), frames)
+            small = self._decode_small(path, self.cached_side)
+            return Source(path, len(small), small)
         if media_kind(path) == "image":
             return Source(path, 1)
         with quiet_media(), VideoReader(path) as reader:
@@ -123,13 +123,13 @@ class ClipFolder:
             frames = iter(reader) if self.fps is None else resample_frames(reader, self.fps)
             return Source(path, sum(1 for _ in frames))
 
-    def _decode_small(self, path: Path) -> np.ndarray:
-        """All frames of a file, scaled down to `cached_side`."""
+    def _decode_small(self, path: Path, side: int) -> np.ndarray:
+        """All frames of a file, with at most `side` pixels on the shorter side."""
         if media_kind(path) == "image":
-            return shrink(np.asarray(load_image(path))[None], self.cached_side)
+            return shrink(np.asarray(load_image(path))[None], side)
         with quiet_media(), VideoReader(path) as reader:
             chunks = reader.iter_chunks(16, fps=self.fps)
-            return np.concatenate([shrink(chunk.data, self.cached_side) for chunk in chunks])
+            return np.concatenate([shrink(chunk.data, side) for chunk in chunks])
 
     def _window(self, source: Source, start: int) -> np.ndarray:
         """Up to `num_frames` consecutive frames `(T, H, W, 3)` from frame `start` on."""
@@ -141,14 +141,14 @@ class ClipFolder:
             if self.fps is None:
                 with VideoReader(source.path) as reader:
                     return reader.read(start, start + self.num_frames).data
-            return self._resampled_window(source.path, start / self.fps).data[: self.num_frames]
+            return self._resampled_window(source.path, start, self.fps).data[: self.num_frames]
 
-    def _resampled_window(self, path: Path, seconds: float) -> FrameBatch:
+    def _resampled_window(self, path: Path, start: int, fps: float) -> FrameBatch:
         with VideoReader(path) as reader:
-            first = reader.info.start_seconds + seconds
+            first = reader.info.start_seconds + start / fps
         # One frame more than needed: the first one shown may have begun before the window.
-        stop = first + (self.num_frames + 1) / self.fps
-        return read_video(path, fps=self.fps, start_seconds=first, stop_seconds=stop)[0]
+        stop = first + (self.num_frames + 1) / fps
+        return read_video(path, fps=fps, start_seconds=first, stop_seconds=stop)[0]
 
     def _random_square(self, frames: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
         height, width = frames.shape[1:3]
@@ -161,7 +161,7 @@ class ClipFolder:
 
 def media_paths(paths: Sequence[str | Path], holdout: Sequence[str] = ()) -> list[Path]:
     """Files in folders and subfolders, sorted, hidden ones and those named in `holdout` left out."""
-    found = []
+    found: list[Path] = []
     for path in map(Path, paths):
         if not path.exists():
             raise ValueError(f"{path}: there is no such file or folder.")

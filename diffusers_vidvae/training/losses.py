@@ -99,6 +99,9 @@ def logit_penalty(
 class RunningScale(nn.Module):
     """Root of the running mean square of values, known only once values were seen."""
 
+    mean_square: torch.Tensor
+    weight: torch.Tensor
+
     def __init__(self, decay: float = 0.99):
         super().__init__()
         self.decay = decay
@@ -125,6 +128,8 @@ class KeepCostController(nn.Module):
         speed: How fast the price follows.
         limits: Lowest and highest price.
     """
+
+    price: torch.Tensor
 
     def __init__(self, target_rate: float, initial: float, speed: float, limits: tuple[float, float] = (1e-6, 10.0)):
         super().__init__()
@@ -188,6 +193,8 @@ class PerceptualLoss(nn.Module):
     """
 
     layers = (1, 3, 6)
+    mean: torch.Tensor
+    std: torch.Tensor
 
     def __init__(self, pretrained: bool = True):
         super().__init__()

@@ -88,7 +88,7 @@ class AutoencoderKL3DObjective(Objective):
         self.config = config
         self.weights = config.loss
         self.perceptual = PerceptualLoss() if config.loss.perceptual_weight else None
-        self.discriminator = None
+        self.discriminator: PatchDiscriminator3D | None = None
         if config.loss.adversarial_weight:
             self.discriminator = PatchDiscriminator3D(model.config.in_channels, config.loss.discriminator_channels)
 
@@ -110,18 +110,11 @@ class AutoencoderKL3DObjective(Objective):
         total = loss.mean()
         metrics = {"mse": mse.mean(), "kl": kl.mean()}
         if self.discriminator is not None:
-            adversarial, judging = self._adversarial_losses(decoded, sample)
+            adversarial, judging = _adversarial_losses(self.discriminator, decoded, sample)
             heard = weights.adversarial_weight if progress >= weights.adversarial_start else 0.0
             total = total + heard * adversarial + judging
             metrics |= {"adversarial": adversarial, "discriminator": judging}
         return total, {name: value.detach() for name, value in metrics.items()}
-
-    def _adversarial_losses(self, decoded: torch.Tensor, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Loss of the autoencoder, without gradient for the discriminator, and the other way round."""
-        constants = {name: weight.detach() for name, weight in self.discriminator.named_parameters()}
-        adversarial = hinge_generator_loss(functional_call(self.discriminator, constants, (decoded,)))
-        judging = hinge_discriminator_loss(self.discriminator(sample), self.discriminator(decoded.detach()))
-        return adversarial, judging
 
     def validate(self, folder: Path, step: int) -> dict[str, float]:
         sample = held_out_clips(self.config.data, self.config.run.validation_clips).to(self.model.device)
@@ -130,6 +123,16 @@ class AutoencoderKL3DObjective(Objective):
         save_contact_sheet(folder / f"step-{step:08d}.png", [sample, decoded])
         image = self.model.decode(self.model.encode(sample[:, :, :1]).latent_dist.mode(), 1, *sample.shape[3:]).sample
         return {"psnr": psnr(decoded, sample), "psnr_images": psnr(image, sample[:, :, :1])}
+
+
+def _adversarial_losses(
+    discriminator: PatchDiscriminator3D, decoded: torch.Tensor, sample: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss of the autoencoder, without gradient for the discriminator, and the other way round."""
+    constants = {name: weight.detach() for name, weight in discriminator.named_parameters()}
+    adversarial = hinge_generator_loss(functional_call(discriminator, constants, (decoded,)))
+    judging = hinge_discriminator_loss(discriminator(sample), discriminator(decoded.detach()))
+    return adversarial, judging
 
 
 def repeat_last_frame(sample: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
@@ -151,10 +154,11 @@ def initialize_weights(model: AutoencoderKL3D, logvar: float = -5.0):
         if isinstance(module, torch.nn.Conv3d):
             gain = 0.1 if name.endswith("conv2") else 1.0
             torch.nn.init.normal_(module.weight, std=gain * module.weight[0].numel() ** -0.5)
-            torch.nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                torch.nn.init.zeros_(module.bias)
     conv_out = model.encoder.conv_out.conv
-    conv_out.weight[model.config.latent_channels :].zero_()
-    conv_out.bias[model.config.latent_channels :].fill_(logvar)
+    conv_out.weight[model.config.latent_channels :] = 0
+    conv_out.get_parameter("bias")[model.config.latent_channels :] = logvar
 
 
 def main(path: str | Path, overrides: Sequence[str] = ()) -> Path:

@@ -82,7 +82,7 @@ class Trainer:
         if run.compile_blocks:
             compile_blocks(objective.model)
         optimizer = torch.optim.AdamW(
-            parameter_groups(objective, run.weight_decay), lr=run.learning_rate, betas=tuple(run.adam_betas)
+            parameter_groups(objective, run.weight_decay), lr=run.learning_rate, betas=(run.adam_betas[0], run.adam_betas[1])
         )
         self.wrapped, self.optimizer = self.accelerator.prepare(objective, optimizer)
         self.ema = self._make_ema()
@@ -90,9 +90,10 @@ class Trainer:
     @property
     def progress(self) -> float:
         """Share of the training that is done, in [0, 1]."""
-        if self.run.max_minutes is None:
-            return min(self.step / self.run.max_steps, 1.0)
-        return min(self.elapsed_seconds / (60 * self.run.max_minutes), 1.0)
+        if self.run.max_minutes is not None:
+            return min(self.elapsed_seconds / (60 * self.run.max_minutes), 1.0)
+        assert self.run.max_steps is not None
+        return min(self.step / self.run.max_steps, 1.0)
 
     def train(self) -> Path:
         """Trains to the end and returns the folder of the final model."""

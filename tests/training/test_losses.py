@@ -90,7 +90,9 @@ def test_policy_gradient_is_the_exact_gradient_on_average():
     # The expectation over both masks, taken over all 256 pairs.
     first, second = masks.repeat_interleave(16, dim=0), masks.repeat(16, 1)
     weights = (probs.repeat_interleave(16) * probs.repeat(16)).detach()
-    estimates = losses.policy_gradient_loss(logits.expand(256, 4), (first, second), (toy_cost(first), toy_cost(second)))
+    estimates = losses.policy_gradient_loss(
+        logits.expand(256, 4), (first, second), (toy_cost(first), toy_cost(second))
+    )
     (estimated,) = torch.autograd.grad((weights * estimates).sum(), logits)
     torch.testing.assert_close(estimated, exact)
 

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from diffusers_vidvae.media import VideoWriter
+from diffusers_vidvae.training.config import DataConfig
+from diffusers_vidvae.training.data import ClipDataset
+from diffusers_vidvae.training.draws import DrawSampler, ShuffledOrder
+from diffusers_vidvae.training.folders import ClipFolder
+from diffusers_vidvae.training.procedural import MOTIONS, ProceduralClips
+
+
+def write_video(path, num_frames: int = 12, height: int = 32, width: int = 48, fps: int = 10):
+    """A video whose brightness rises with the frame index."""
+    with VideoWriter(path, fps) as writer:
+        for index in range(num_frames):
+            writer.write(np.full((1, height, width, 3), 20 * index, np.uint8))
+
+
+def motion_of(clip: np.ndarray) -> np.ndarray:
+    return np.abs(np.diff(clip.astype(float), axis=0)).mean(axis=(1, 2, 3))
+
+
+def test_a_procedural_clip_is_a_function_of_seed_and_index():
+    first, second = ProceduralClips(10, height=32, width=24), ProceduralClips(10, height=32, width=24)
+    assert first[3].shape == (16, 32, 24, 3) and first[3].dtype == np.uint8
+    assert (first[3] == second[3]).all()
+    assert (first[3] != first[4]).any() and (first[3] != ProceduralClips(10, height=32, width=24, seed=1)[3]).any()
+
+
+def test_motions_move_as_their_names_say():
+    clips = ProceduralClips(100, height=32, width=32)
+    motion = {name: [motion_of(clips[i]) for i in range(100) if clips.motion(i) == name] for name in MOTIONS}
+    mean = {name: np.mean(values) for name, values in motion.items()}
+    assert mean["static"] == 0 < mean["slow"] < mean["fast"]
+    assert all((values == 0).any() and (values > 0).any() for values in motion["bursts"])
+    assert np.mean([values.max() for values in motion["cuts"]]) > 5 * np.mean([v.max() for v in motion["slow"]])
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 33])
+def test_procedural_clips_have_any_length(num_frames):
+    assert all(len(clip) == num_frames for clip in (ProceduralClips(5, num_frames, 16, 16)[i] for i in range(5)))
+
+
+def test_a_draw_does_not_depend_on_processes_or_workers():
+    dataset = ClipDataset(DataConfig(num_frames=4, sample_size=16, num_procedural_clips=20, channel_shuffle=True))
+    alone = [dataset[draw]["sample"] for draw in range(8)]
+    shared: dict[int, torch.Tensor] = {}
+    for rank in range(2):
+        sampler = DrawSampler(batch_size=2, rank=rank, num_processes=2)
+        loader = DataLoader(dataset, batch_size=2, sampler=sampler, num_workers=rank)
+        for batch, _ in zip(loader, range(2), strict=False):
+            shared.update({int(draw): sample for draw, sample in zip(batch["draw"], batch["sample"], strict=True)})
+    assert sorted(shared) == list(range(8))
+    assert all(torch.equal(shared[draw], alone[draw]) for draw in range(8))
+
+
+def test_a_sampler_that_starts_later_goes_on_where_the_other_would():
+    def take(first_batch, count):
+        return [draw for draw, _ in zip(DrawSampler(3, first_batch=first_batch), range(count), strict=False)]
+
+    assert take(0, 9)[6:] == take(2, 3)
+
+
+def test_an_epoch_holds_every_clip_once():
+    order = ShuffledOrder(7, seed=0)
+    epochs = [[order[7 * epoch + i] for i in range(7)] for epoch in range(2)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(7)) and epochs[0] != epochs[1]
+
+
+@pytest.mark.parametrize("cached_side", [None, 24])
+def test_folder_clips_are_consecutive_frames_of_the_asked_size(tmp_path, cached_side):
+    write_video(tmp_path / "video.mp4")
+    folder = ClipFolder([tmp_path], num_frames=4, sample_size=16, cached_side=cached_side)
+    rng = np.random.default_rng(0)
+    starts = set()
+    for _ in range(8):
+        clip = folder.clip(rng)
+        assert clip.shape == (4, 16, 16, 3) and clip.dtype == torch.uint8
+        levels = clip.float().mean(dim=(1, 2, 3))
+        assert (levels.diff() - 20).abs().max() < 4
+        starts.add(round(levels[0].item() / 20))
+    assert len(starts) > 2
+
+
+def test_fps_resampling_skips_frames(tmp_path):
+    write_video(tmp_path / "video.mp4")
+    folder = ClipFolder([tmp_path], num_frames=4, sample_size=16, fps=5)
+    levels = folder.clip(np.random.default_rng(0)).float().mean(dim=(1, 2, 3))
+    assert (levels.diff() - 40).abs().max() < 5
+
+
+def test_images_and_short_videos_are_padded_and_masked(tmp_path):
+    Image.new("RGB", (20, 30), "red").save(tmp_path / "image.png")
+    write_video(tmp_path / "short.mp4", num_frames=2)
+    dataset = ClipDataset(DataConfig([str(tmp_path)], procedural_share=0, num_frames=4, sample_size=16))
+    lengths = set()
+    for draw in range(12):
+        clip = dataset[draw]
+        assert clip["sample"].shape == (3, 4, 16, 16)
+        assert not clip["sample"][:, ~clip["frame_mask"]].any()
+        lengths.add(int(clip["frame_mask"].sum()))
+    assert lengths == {1, 2}
+
+
+def test_broken_files_are_skipped_and_counted(tmp_path):
+    write_video(tmp_path / "good.mp4")
+    (tmp_path / "text.mp4").write_text("no video")
+    (tmp_path / "empty.webm").touch()
+    with pytest.warns(UserWarning, match="skipped 2 of 3 files"):
+        folder = ClipFolder([tmp_path], num_frames=4, sample_size=16)
+    assert len(folder) == 1 and {path.name for path, _ in folder.skipped} == {"text.mp4", "empty.webm"}
+    assert folder.clip(np.random.default_rng(0)).float().mean() > 0
+
+
+def test_real_broken_media_never_become_clips(shared_media):
+    names = ["truncated_no_moov.mp4", "encrypted_samples.mp4", "zero_frames_init_segment.mp4", "audio_only.mp4"]
+    with pytest.raises(ValueError, match="of 4 files none can be read"):
+        ClipFolder([shared_media / "bad" / name for name in names], num_frames=4, sample_size=16)
+
+
+def test_a_file_that_breaks_later_is_replaced_by_another(tmp_path, shared_media):
+    # Its header promises 30 frames, of which 9 decode.
+    write_video(tmp_path / "good.mp4")
+    broken = shared_media / "bad" / "truncated_mdat_half.mp4"
+    folder = ClipFolder([broken, tmp_path], num_frames=4, sample_size=16)
+    rng = np.random.default_rng(0)
+    assert all(len(folder.clip(rng)) for _ in range(12))
+    assert [path for path, _ in folder.skipped] == [broken]
+
+
+def test_held_out_files_are_never_read(tmp_path):
+    for name in ("train.mp4", "test.mp4"):
+        write_video(tmp_path / name)
+    folder = ClipFolder([tmp_path], num_frames=4, sample_size=16, holdout=["test.mp4"])
+    assert [source.path.name for source in folder.sources] == ["train.mp4"]
+
+
+def test_empty_and_missing_folders_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no video or image to train on"):
+        ClipFolder([tmp_path], num_frames=4, sample_size=16)
+    with pytest.raises(ValueError, match="nowhere: there is no such file or folder"):
+        ClipFolder([tmp_path / "nowhere"], num_frames=4, sample_size=16)
