@@ -244,7 +244,7 @@ def _apply_override(values: dict[str, Any], override: str):
 
 def check_model_arguments(model_class: type, arguments: Mapping[str, Any]):
     """Refuses entries of a `model` section that the model's constructor does not take."""
-    allowed = [name for name in inspect.signature(model_class).parameters]
+    allowed = list(inspect.signature(model_class).parameters)
     unknown = sorted(set(arguments) - set(allowed))
     if unknown:
         raise ValueError(f"unknown key `model.{unknown[0]}`; the keys here are {', '.join(sorted(allowed))}.")

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather
 
-from diffusers_vidvae.models.frame_select_vae import FrameSelectVAE
+from diffusers_vidvae.models.frame_select_vae import FrameSelectVAE, PooledKeepHead
 
 from .config import DataConfig, RunConfig, check_model_arguments, check_range, load_config
 from .contact_sheet import save_contact_sheet
@@ -126,7 +126,7 @@ class FrameSelectObjective(Objective):
         )
         self.advantage_scale = RunningScale()
         self.perceptual = PerceptualLoss() if config.loss.perceptual_weight else None
-        if model.config.keep_head == "pooled":
+        if isinstance(model.encoder.keep_head, PooledKeepHead):
             model.encoder.keep_head.trunk_gradient_scale = config.loss.trunk_gradient_scale
 
     def forward(self, batch: Batch, progress: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -81,9 +81,9 @@ class Trainer:
             objective.model.enable_gradient_checkpointing()
         if run.compile_blocks:
             compile_blocks(objective.model)
-        optimizer = torch.optim.AdamW(
-            parameter_groups(objective, run.weight_decay), lr=run.learning_rate, betas=(run.adam_betas[0], run.adam_betas[1])
-        )
+        groups = parameter_groups(objective, run.weight_decay)
+        first_beta, second_beta = run.adam_betas
+        optimizer = torch.optim.AdamW(groups, lr=run.learning_rate, betas=(first_beta, second_beta))
         self.wrapped, self.optimizer = self.accelerator.prepare(objective, optimizer)
         self.ema = self._make_ema()
 
