@@ -8,7 +8,6 @@ pipelines and models themselves, and `from_single_file` for the checkpoints `dif
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
 from importlib import import_module
 from typing import Any
 
@@ -16,9 +15,9 @@ import diffusers
 from diffusers import DiffusionPipeline
 from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
-from diffusers.utils import PushToHubMixin
 
 from .hub.loading import FORMAT_KEY, FORMAT_VERSION, LIBRARY, check_format, read_pipeline_config
+from .hub.push import push_to_hub
 from .models.autoencoder_kl_3d import AutoencoderKL3D
 from .models.frame_select_vae import FrameSelectVAE
 from .models.gap_dit import GapDiT
@@ -48,7 +47,7 @@ def register():
         if not hasattr(diffusers, registered.__name__):
             setattr(diffusers, registered.__name__, registered)
         # Model files travel alone and so cannot import this package's publishing themselves.
-        registered.push_to_hub = _push_to_hub
+        registered.push_to_hub = push_to_hub
     for pipeline in PIPELINES:
         pipeline._dict_from_json_file = classmethod(_read_pipeline_config)
         pipeline.extract_init_dict = classmethod(_extract_init_dict)
@@ -59,13 +58,6 @@ def register():
             "config_mapping_fn": _deferred(module, "map_single_file_config"),
             "default_subfolder": subfolder,
         }
-
-
-@wraps(PushToHubMixin.push_to_hub)
-def _push_to_hub(self: Any, repo_id: str, *args: Any, **kwargs: Any) -> str:
-    from .hub.push import push_to_hub
-
-    return push_to_hub(self, repo_id, *args, **kwargs)
 
 
 def _read_pipeline_config(cls: type, json_file: str) -> dict[str, Any]:
