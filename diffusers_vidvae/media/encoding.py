@@ -92,7 +92,6 @@ class EncodedFile:
         self._format = _stored_format(self.path, options, width, height)
         stream.pix_fmt = self._format
         context = stream.codec_context
-        self._variable_rate = variable_rate
         context.time_base = _VARIABLE_TIME_BASE if variable_rate else 1 / options.fps
         stream.time_base = context.time_base
         if self._format.startswith("yuv"):
@@ -113,10 +112,10 @@ class EncodedFile:
         picture.pts = round(time / base)
         picture.duration = max(1, round((time + duration) / base) - picture.pts)
         self._end = time + duration
-        self._mux(self._paletted(picture))
+        self._container.mux(self._stream.encode(self._paletted(picture)))
 
     def finish(self) -> None:
-        self._mux(None)
+        self._container.mux(self._stream.encode(None))
         if self._audio is not None:
             self._audio.write_until(self._end)
             self._audio.finish()
@@ -128,12 +127,6 @@ class EncodedFile:
             self._audio.close()
         # Without a first frame there is no header yet, and FFmpeg closes without writing.
         self._container.close()
-
-    def _mux(self, picture: VideoFrame | None) -> None:
-        for packet in self._stream.encode(picture):
-            if not self._variable_rate:
-                packet.duration = 1  # the encoders' own guess for the last packet is a little short
-            self._container.mux(packet)
 
     def _stored(self, picture: VideoFrame) -> VideoFrame:
         if self._palette is not None:

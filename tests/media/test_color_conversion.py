@@ -55,6 +55,31 @@ def test_conversion_follows_matrix_range_and_depth(matrix, full_range, bits):
     assert np.abs(error).max() < largest and abs(error.mean()) < bias
 
 
+def test_halved_colour_resolution_is_interpolated_exactly(tmp_path):
+    rng = np.random.default_rng(0)
+    planes = [rng.integers(60, 180, (32, 32)), *(rng.integers(90, 166, (16, 16)) for _ in range(2))]
+    picture = av.VideoFrame(32, 32, "yuv420p")
+    for plane, values in zip(picture.planes, planes, strict=True):
+        rows = np.zeros((plane.height, plane.line_size), np.uint8)
+        rows[:, : plane.width] = values
+        plane.update(rows.tobytes())
+    with av.open(tmp_path / "clip.mkv", "w") as container:
+        stream = container.add_stream("libx264", rate=24, options={"qp": "0"})  # lossless
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        container.mux([*stream.encode(picture), *stream.encode(None)])
+
+    # Chroma samples lie on every second column, and between every two rows.
+    def upsampled(chroma):
+        columns, rows = np.arange(32) / 2, (np.arange(32) - 0.5) / 2
+        wide = np.stack([np.interp(columns, np.arange(16), row) for row in chroma])
+        return np.stack([np.interp(rows, np.arange(16), column) for column in wide.T], axis=1) - 128
+
+    luma, blue, red = (planes[0] - 16) * 255 / 219, *(upsampled(plane) * 255 / 224 for plane in planes[1:])
+    expected = np.stack([luma + 1.402 * red, luma - 0.344136 * blue - 0.714136 * red, luma + 1.772 * blue], axis=-1)
+    error = VideoReader(tmp_path / "clip.mkv").read().data[0] - expected.clip(0, 255)
+    assert np.abs(error).max() < 0.6 and abs(error.mean()) < 0.05
+
+
 @pytest.mark.parametrize(
     ("turn", "expected"),
     [
