@@ -1,0 +1,89 @@
+"""Peak memory of `VideoReconstructionPipeline.reconstruct_file` against the length of the clip.
+
+Every case runs in a process of its own, with small autoencoders and frames of 64x64: what counts is the growth.
+
+    python tests/benchmarks/bench_reconstruction.py [--frames 96 288] [--side 64]
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1] / "pipelines")]
+
+CASES = {
+    "AutoencoderKL3D, streamed": ("kl_3d", None),
+    "FrameSelectVAE, windows": ("frame_select", None),
+    "AutoencoderKLWan, chunks of 17": ("wan", 17),
+    "AutoencoderKLWan, whole clip": ("wan", None),
+}
+
+
+def write_clip(path: Path, num_frames: int, side: int) -> None:
+    import numpy as np
+
+    from diffusers_vidvae.media import VideoWriter
+
+    rows, columns = np.mgrid[:side, :side]
+    with VideoWriter(path, 24) as writer:
+        for t in range(num_frames):
+            frame = 128 + 100 * np.sin((columns + 2 * t) / 9)[..., None] * np.cos(rows / 11)[..., None]
+            writer.write(frame.repeat(3, axis=2).astype(np.uint8))
+
+
+def measure(model: str, chunk_frames: int | None, clip: Path, connection) -> None:
+    """Sends the number of frames, the growth of the peak memory in MB, and the seconds that it took."""
+    import torch
+    from tiny_autoencoders import make_autoencoder
+
+    from diffusers_vidvae import VideoReconstructionPipeline
+
+    torch.set_num_threads(1)
+    pipe = VideoReconstructionPipeline(make_autoencoder(model))
+    pipe.set_progress_bar_config(disable=True)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    result = pipe.reconstruct_file(
+        clip, clip.with_name("out.mp4"), chunk_frames=chunk_frames, compute_metrics=True, overwrite=True
+    )
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    connection.send((result.num_frames, (peak - before) / 1024, seconds))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--frames", type=int, nargs=2, default=(96, 288), help="lengths of the two clips")
+    parser.add_argument("--side", type=int, default=64, help="height and width")
+    arguments = parser.parse_args()
+
+    # Blocks that are freed go back to the system at once, so that the peak is that of what is in use.
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
+    context = multiprocessing.get_context("spawn")
+    print(f"{'':32}" + "".join(f"{f'{n} frames, MB':>18}" for n in arguments.frames) + f"{'ratio':>8}{'frames/s':>10}")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (model, chunk_frames) in CASES.items():
+            results = []
+            for num_frames in arguments.frames:
+                clip = Path(folder) / f"{num_frames}.mp4"
+                if not clip.exists():
+                    write_clip(clip, num_frames, arguments.side)
+                receiver, sender = context.Pipe(duplex=False)
+                process = context.Process(target=measure, args=(model, chunk_frames, clip, sender))
+                process.start()
+                results.append(receiver.recv())
+                process.join()
+            (_, short, _), (frames, long, seconds) = results
+            print(f"{name:32}{short:18.0f}{long:18.0f}{long / short:8.2f}{frames / seconds:10.1f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
