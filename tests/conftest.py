@@ -12,7 +12,9 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 def _shared_folder(name: str) -> Path:
     folder = SHARED / name
     if not folder.is_dir():
-        pytest.skip(f"needs the shared {name} files, which lie beside the repository (../shared/{name}) and are absent")
+        pytest.skip(
+            f"needs the shared {name} files, which lie beside the repository (../shared/{name}) and are absent"
+        )
     return folder
 
 
