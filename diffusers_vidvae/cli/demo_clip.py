@@ -52,7 +52,7 @@ def moving_camera(num_frames: int, width: int, height: int) -> Iterator[np.ndarr
     photo = Image.open(get_sample_data("grace_hopper.jpg", asfileobj=False)).convert("RGB")
     # Left, top and width of the view, as shares of the photograph, at shares of the time.
     times = [0, 0.2, 0.5, 0.65, 1]
-    views = np.array([[0, 0, 0.9], [0, 0, 0.9], [0.1, 0.35, 0.9], [0.1, 0.35, 0.9], [0.25, 0.1, 0.5]])
+    views = np.array([[0.2, 0, 0.5], [0.2, 0, 0.5], [0.35, 0.3, 0.5], [0.35, 0.3, 0.5], [0.32, 0.26, 0.3]])
     for time in np.linspace(0, 1, num_frames):
         left, top, view_width = (np.interp(time, times, column) for column in views.T)
         box_width = min(view_width * photo.width, photo.height * width / height)
