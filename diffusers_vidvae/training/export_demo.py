@@ -6,6 +6,7 @@ python -m diffusers_vidvae.training.export_demo --pipeline RUN/pipeline --autoen
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -35,7 +36,16 @@ def export_demo(pipeline: str | Path, autoencoder: str | Path, output: str | Pat
         raise ValueError(f"The weights take {size} bytes, more than the {MAX_BYTES} that may be embedded.")
     parts.save_pretrained(output)
     model.save_pretrained(Path(output) / "autoencoder_kl_3d")
+    _forget_paths(Path(output))
     return sum(path.stat().st_size for path in Path(output).rglob("*.safetensors"))
+
+
+def _forget_paths(folder: Path):
+    """Removes where the models were loaded from, which is nobody else's concern."""
+    for file in folder.rglob("*.json"):
+        config = json.loads(file.read_text(encoding="utf-8"))
+        if config.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def main():
