@@ -2,13 +2,17 @@ r"""AutoencoderKL3D: chunks, streams, images, slices, tiles and threads do not c
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from diffusers_vidvae import assets
+from diffusers_vidvae.media import load_image
 from diffusers_vidvae.models.autoencoder_kl_3d import AutoencoderKL3D, TimeConv3d, blend_weights, tile_spans
 
 
@@ -178,6 +182,26 @@ def test_tiles_cover_and_their_weights_sum_to_one(length, tile, overlap):
     for (start, stop), weight in zip(spans, blend_weights(spans, margin=2), strict=True):
         total[start:stop] += weight
     torch.testing.assert_close(total, torch.ones(length))
+
+
+def edge_ratio(sample: torch.Tensor, columns: list[int]) -> float:
+    """Mean horizontal gradient at some columns over that of the others."""
+    gradient = (sample[..., 1:] - sample[..., :-1]).abs().mean(dim=(0, 1, 2, 3))
+    at_edges = torch.zeros_like(gradient, dtype=torch.bool)
+    at_edges[[column - 1 for column in columns]] = True
+    return (gradient[at_edges].mean() / gradient[~at_edges].mean()).item()
+
+
+def test_practical_overlaps_leave_no_seam_in_a_trained_model(shared_media):
+    folder = f"{assets.demo_model()}/autoencoder_kl_3d"
+    trained = AutoencoderKL3D.from_pretrained(folder, dtype=torch.float32).requires_grad_(False)
+    photo = np.array(load_image(shared_media / "photos" / "coffee.png"))[:240, :384]
+    x = torch.from_numpy(photo).permute(2, 0, 1)[None, :, None] / 127.5 - 1
+    whole = trained(x).sample
+    trained.enable_tiling(128, 0.25)
+    spans = tile_spans(math.ceil(384 / 8), 16, 4)
+    edges = sorted({8 * edge for span in spans for edge in span} - {0, 384})
+    assert edge_ratio(trained(x).sample, edges) <= 1.02 * edge_ratio(whole, edges)
 
 
 def test_threads_may_share_a_model(vae):
