@@ -278,6 +278,11 @@ class Level3D(nn.Module):
         return blocks
 
 
+def number_levels(levels: Iterable[Level3D]) -> nn.ModuleDict:
+    """Levels under their numbers. Offloading hooks the members of a `ModuleList`, and it is their blocks that run."""
+    return nn.ModuleDict({str(index): level for index, level in enumerate(levels)})
+
+
 class Stage(NamedTuple):
     """Blocks that run together on `frames_in` frames or a multiple, of which they make `frames_out`."""
 
@@ -365,14 +370,14 @@ class Encoder3D(Coder3D):
     ):
         super().__init__()
         self.conv_in = conv_in
-        self.down_blocks = nn.ModuleList(down_blocks)
+        self.down_blocks = number_levels(down_blocks)
         self.mid_block = mid_block
         self.conv_out = conv_out
 
     def stages(self) -> list[Stage]:
         stages = [
             Stage(level.blocks(f"down_blocks.{index}"), index, frames_in=level.frame_step)
-            for index, level in enumerate(cast(Iterable[Level3D], self.down_blocks))
+            for index, level in enumerate(cast(Iterable[Level3D], self.down_blocks.values()))
         ]
         stages[0].blocks.insert(0, ("conv_in", self.conv_in))
         stages.append(Stage([*self.mid_block.blocks("mid_block"), ("conv_out", self.conv_out)], len(stages) - 1))
@@ -388,14 +393,14 @@ class Decoder3D(Coder3D):
         super().__init__()
         self.conv_in = conv_in
         self.mid_block = mid_block
-        self.up_blocks = nn.ModuleList(up_blocks)
+        self.up_blocks = number_levels(up_blocks)
         self.conv_out = conv_out
 
     def stages(self) -> list[Stage]:
         coarsest = len(self.up_blocks) - 1
         stages = [
             Stage(level.blocks(f"up_blocks.{index}"), coarsest - index, frames_out=level.frame_step)
-            for index, level in enumerate(cast(Iterable[Level3D], self.up_blocks))
+            for index, level in enumerate(cast(Iterable[Level3D], self.up_blocks.values()))
         ]
         stages[-1].blocks.append(("conv_out", self.conv_out))
         return [Stage([("conv_in", self.conv_in), *self.mid_block.blocks("mid_block")], coarsest), *stages]
