@@ -22,7 +22,8 @@ from .conftest import TINY_DIT, TINY_KL, TINY_VAE, logged_losses
 
 
 ROOT = Path(__file__).resolve().parents[2]
-FSDP_OPTIONS = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "NO_WRAP"]
+# What `accelerate launch --use_fsdp --fsdp_version 2` sets.
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
@@ -190,10 +191,10 @@ def test_a_killed_training_continues_from_its_last_checkpoint(write_config, tmp_
 def test_two_processes_have_the_loss_of_one(write_config, tmp_path, strategy):
     train_frame_select_vae.main(write_config(TINY_VAE, "one", run={"batch_size": 4}, loss={"random_phase": 0.5}))
     config = write_config(TINY_VAE, "two", run={"batch_size": 2}, loss={"random_phase": 0.5})
-    options = [] if strategy == "ddp" else FSDP_OPTIONS
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", *options]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     command += ["-m", "diffusers_vidvae.training.train_frame_select_vae", "--config", str(config)]
-    result = subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True)
+    environment = ENVIRONMENT | (FSDP if strategy == "fsdp" else {})
+    result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
     one, two = logged_losses(tmp_path / "one"), logged_losses(tmp_path / "two")
     assert list(one.values()) == pytest.approx(list(two.values()), rel=1e-4)

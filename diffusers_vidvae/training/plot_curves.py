@@ -1,0 +1,97 @@
+"""Draws training curves.
+
+python -m diffusers_vidvae.training.plot_curves RUN/metrics.jsonl [MORE ...] [--output curves.png]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+
+# Drawn on a logarithmic scale.
+LOG_SCALE = ("loss", "mse", "mae", "pixel", "velocity", "gap", "kl", "gradient_norm", "learning_rate")
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """Lines of a metrics log."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such metrics log.")
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: is not a metrics log ({error}).") from error
+
+
+def plot_curves(paths: list[str | Path], output: str | Path) -> Path:
+    r"""Draws a panel for every metric, over minutes of training; runs that followed each other join up.
+
+    Args:
+        paths: Metrics logs, in the order of the runs.
+        output: Image file to write.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    runs = [read_metrics(path) for path in paths]
+    names = _metric_names(runs)
+    if not names:
+        raise ValueError(f"{paths[0]}: holds no metrics yet.")
+    columns = min(4, len(names))
+    rows = -(-len(names) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4 * columns, 2.6 * rows), squeeze=False)
+    for axis, name in zip(axes.flat, names, strict=False):
+        offset = 0.0
+        for path, lines in zip(paths, runs, strict=True):
+            _draw(axis, lines, name, offset, Path(path).parent.name)
+            offset += max(line["minutes"] for line in lines)
+        axis.set_title(f"{name[0]}: {name[1]}", fontsize=9)
+        axis.grid(alpha=0.3)
+    for axis in axes.flat[len(names) :]:
+        axis.remove()
+    axes[0, 0].legend(fontsize=7)
+    figure.supxlabel("minutes")
+    figure.tight_layout()
+    figure.savefig(output, dpi=100)
+    plt.close(figure)
+    return Path(output)
+
+
+def _metric_names(runs: list[list[dict[str, Any]]]) -> list[tuple[str, str]]:
+    """Split and name of every metric, in the order they appear."""
+    names: dict[tuple[str, str], None] = {}
+    for lines in runs:
+        for line in lines:
+            names.update({(line["split"], name): None for name in line if name not in ("step", "minutes", "split")})
+    return list(names)
+
+
+def _draw(axis: Any, lines: list[dict[str, Any]], name: tuple[str, str], offset: float, label: str):
+    split, metric = name
+    points = [(line["minutes"] + offset, line[metric]) for line in lines if line["split"] == split and metric in line]
+    if not points:
+        return
+    minutes, values = zip(*points, strict=True)
+    axis.plot(minutes, values, marker="." if split == "validation" else None, linewidth=1, label=label)
+    if metric in LOG_SCALE and min(values) > 0:
+        axis.set_yscale("log")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("logs", nargs="+", metavar="metrics.jsonl")
+    parser.add_argument("--output", default="curves.png")
+    options = parser.parse_args()
+    try:
+        print(plot_curves(options.logs, options.output))
+    except ValueError as error:
+        parser.exit(1, f"error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()
