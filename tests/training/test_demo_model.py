@@ -1,0 +1,72 @@
+"""What the embedded models can do on clips that training never saw, with wide margins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffusers_vidvae import AutoencoderKL3D, FrameSelectVAE, demo_model
+from diffusers_vidvae.training.data import to_model_range
+from diffusers_vidvae.training.losses import psnr
+from diffusers_vidvae.training.procedural import MOTIONS, ProceduralClips
+
+
+@pytest.fixture(scope="module")
+def clips() -> torch.Tensor:
+    source = ProceduralClips(40, seed=4242)
+    return torch.stack([to_model_range(torch.from_numpy(source[i])) for i in range(40)])
+
+
+@pytest.fixture(scope="module")
+def vae() -> FrameSelectVAE:
+    return FrameSelectVAE.from_pretrained(demo_model(), subfolder="vae").eval()
+
+
+@pytest.fixture(scope="module")
+@torch.no_grad()
+def encoded(vae, clips) -> tuple[torch.Tensor, torch.Tensor]:
+    posterior, probs, _ = vae.encode(clips, return_dict=False)
+    return posterior.mode(), probs
+
+
+def test_the_weights_are_small_enough_to_travel_with_the_package():
+    assert sum(path.stat().st_size for path in Path(demo_model()).rglob("*.safetensors")) <= 8_000_000
+
+
+@torch.no_grad()
+def test_full_keep_is_well_above_trivial_baselines(vae, clips, encoded):
+    latents, _ = encoded
+    mean_image = psnr(clips.mean(dim=2, keepdim=True).expand_as(clips), clips)
+    assert psnr(vae.decode(latents).sample, clips) > max(26, mean_image + 4)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_systematic_selection_beats_one_count_for_all_and_threshold_and_bernoulli(vae, clips, encoded):
+    latents, probs = encoded
+    systematic = vae.select_frames(probs)
+    rate = float(systematic.float().mean())
+    others = {
+        "uniform": vae.select_frames(probs, mode="uniform", rate=rate),
+        "threshold": vae.select_frames(probs, mode="threshold"),
+        "bernoulli": vae.select_frames(probs, mode="bernoulli", generator=torch.Generator().manual_seed(0)),
+    }
+    best = psnr(vae.decode(latents, systematic).sample, clips)
+    assert all(psnr(vae.decode(latents, mask).sample, clips) < best for mask in others.values())
+
+
+def test_keep_rate_rises_with_motion(encoded):
+    _, probs = encoded
+    rates = {motion: float(probs[i :: len(MOTIONS)].mean()) for i, motion in enumerate(MOTIONS)}
+    assert rates["static"] < rates["slow"] < rates["fast"] < rates["cuts"]
+
+
+@torch.no_grad()
+def test_the_convolutional_autoencoder_shows_its_input(clips):
+    model = AutoencoderKL3D.from_pretrained(demo_model(), subfolder="autoencoder_kl_3d").eval()
+    sample = clips[:10]
+    decoded = model.decode(model.encode(sample).latent_dist.mode(), *sample.shape[2:]).sample
+    mean_colour = sample.mean(dim=(2, 3, 4), keepdim=True).expand_as(sample)
+    assert psnr(decoded, sample) > psnr(mean_colour, sample) + 2
