@@ -489,9 +489,11 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
     The encoder and the decoder may have different dtypes, for example `vae.encoder.to(torch.float32)` after loading
     in bfloat16: `encode` and `decode` cast their inputs to the dtype of their half, and return it.
 
-    To compile, compile the halves, which `encode` and `decode` call: `vae.decoder.compile(fullgraph=True)`. The blocks
-    differ in width and size, so `compile_repeated_blocks` makes many variants and needs
-    `torch._dynamo.config.recompile_limit` raised to 64.
+    To compile, compile the halves, which `encode` and `decode` call:
+    `vae.decoder.compile(fullgraph=True, dynamic=False)`. Each size then has code of its own, which PyTorch's default
+    would replace by code for all sizes, where the CPU compiler of PyTorch 2.13 fails. The blocks differ in width and
+    size, so `compile_repeated_blocks` makes many variants and needs `torch._dynamo.config.recompile_limit` raised
+    to 64.
 
     Args:
         in_channels: Pixel channels.
