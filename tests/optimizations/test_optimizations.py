@@ -265,8 +265,11 @@ def test_quanto_weights_stay_close(attention_case, tmp_path):
 def test_compiled_blocks_change_nothing(case):
     model = case.make()
     expected = case.run(model)
-    model.compile_repeated_blocks(fullgraph=True)
-    assert relative_change(case.run(model), expected) < 1e-4
+    torch._dynamo.reset()
+    # The convolution blocks of AutoencoderKL3D differ in width and size, each a variant of the compiled code.
+    with torch._dynamo.config.patch(recompile_limit=64):
+        model.compile_repeated_blocks(fullgraph=True, dynamic=False)
+        assert relative_change(case.run(model), expected) < 1e-4
 
 
 @pytest.mark.slow
