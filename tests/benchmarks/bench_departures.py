@@ -1,0 +1,211 @@
+r"""What each departure of the demo models' configurations from the original's is worth: one training for each.
+
+    python tests/benchmarks/bench_departures.py [--steps 500] [--seeds 0 1] [--output FOLDER] [--only NAME ...]
+
+FrameSelectVAE: the first row is the demo's configuration, every other row sets one option back to the original's.
+Steps, data, seeds and initialisation are the same; half of the steps have random masks, half train the selection, at
+32x32 pixels. PSNR in dB on procedural clips of another seed, and its difference to the first row, with a 95 % interval
+by paired bootstrap over clips; it does not know of the spread between training seeds, which more `--seeds` show.
+
+GapDiT: the same on latents of the embedded autoencoder. Error of the velocity at fixed noise levels, without that of
+the gaps; lengths are of sampled clips, whose training clips all had 16 frames.
+
+Trainings that are finished in the output folder are not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+from bench_selection import Codec, decibels, equal_counts, interval, procedural, uniform_mask
+
+from diffusers_vidvae import FlowMatchGapScheduler, FrameSelectVAE, GapDiT, GapDiTPipeline
+from diffusers_vidvae.training import train_frame_select_vae, train_gap_dit
+from diffusers_vidvae.training.config import load_config
+from diffusers_vidvae.training.data import procedural_clips, to_model_range
+from diffusers_vidvae.training.launch import config_path
+from diffusers_vidvae.training.losses import flow_matching_loss
+
+
+VAE_ROWS = {
+    "demo": [],
+    "patch_norm": ["model.patch_norm=true"],
+    "rope_type=raster": ["model.rope_type=raster"],
+    "keep_head=latent": ["model.keep_head=latent"],
+    "refiner_norm=clip": ["model.refiner_norm=clip"],
+}
+TRANSFORMER_ROWS = {
+    "demo": [],
+    "rope_type=raster": ["model.rope_type=raster"],
+    "time_embedding=linear": ["model.time_embedding=linear"],
+    "gap_mode=regression": ["model.gap_mode=regression", "loss.gap_weight=0.01"],
+}
+VAE_RECIPE = [
+    "model.sample_size=32",
+    "data.folders=[]",
+    "data.procedural_share=1",
+    "loss.random_phase=0.5",
+    "loss.masks_per_clip=4",
+    "loss.trained_masks=1",
+    "loss.policy_weight=0.02",
+    "loss.trunk_gradient_scale=1",
+    "loss.initial_keep_price=0.0155",
+]
+
+
+def common(options: argparse.Namespace, folder: Path, seed: int) -> list[str]:
+    return [
+        f"run.output_dir={folder}",
+        f"run.seed={seed}",
+        f"run.max_steps={options.steps}",
+        "run.max_minutes=null",
+        "run.validate_every=0",
+        "run.validation_clips=5",
+        "run.checkpoint_minutes=null",
+        f"run.ema_decay={1 - 10 / options.steps}",
+    ]
+
+
+def finished(folder: Path) -> bool:
+    return (folder / "model" / "config.json").is_file()
+
+
+def changed(name: str, base: float, value: float, low: float, high: float) -> str:
+    return f"{value - base:+7.3f} [{low:+.3f}, {high:+.3f}]" if name != "demo" else "      (reference)"
+
+
+# FrameSelectVAE
+
+
+def vae_errors(folder: Path, num_clips: int) -> dict[str, torch.Tensor]:
+    """Errors of every held-out clip, in full and under selections of one keep rate."""
+    model = FrameSelectVAE.from_pretrained(folder / "model").eval()
+    codec = Codec(model, procedural(model, num_clips))
+    systematic = codec.select("systematic", rate=0.3)
+    counts = equal_counts(int(systematic.sum()), num_clips)
+    return {
+        "full": codec.pixel_errors(codec.full),
+        "systematic": codec.errors(codec.select("systematic")),
+        "uniform": codec.errors(uniform_mask(codec.select("systematic").sum(dim=1), codec.probs.shape[1])),
+        "uniform .3": codec.errors(uniform_mask(counts, codec.probs.shape[1])),
+        "rate": codec.select("systematic").float().mean(dim=1),
+    }
+
+
+def vae_table(options: argparse.Namespace, seed: int):
+    print(f"FrameSelectVAE, {options.steps} steps, seed {seed}: PSNR and its difference to the demo's configuration")
+    reference: dict[str, torch.Tensor] = {}
+    for name in [row for row in VAE_ROWS if row == "demo" or row in options.only]:
+        folder = options.output / f"vae-{name}-{seed}"
+        if not finished(folder):
+            overrides = VAE_RECIPE + common(options, folder, seed) + VAE_ROWS[name]
+            train_frame_select_vae.main("demo_frame_select_vae_32.yaml", overrides)
+        with torch.no_grad():
+            errors = vae_errors(folder, options.clips)
+        reference = reference or errors
+        print(f"  {name:20s} keep rate {float(errors.pop('rate').mean()):.3f}")
+        for key, values in errors.items():
+            value, base = (decibels(float(e.mean())) for e in (values, reference[key]))
+            print(f"    {key:12s} {value:6.2f} {changed(name, base, value, *interval(values, reference[key]))}")
+
+
+# GapDiT
+
+
+def held_out_velocity(folder: Path, options: argparse.Namespace) -> torch.Tensor:
+    """Error of the latents' velocity for each held-out clip, averaged over seven noise levels."""
+    config, objective, batches = held_out_batches(folder, options)
+    errors = []
+    for batch in batches:
+        packed = train_gap_dit.draw_packed_frames(objective.vae, batch, config)
+        data = objective.vae.normalize_latents(packed.latents)
+        gaps = objective.model.encode_gaps(packed.gaps, packed.num_frames, packed.mask)[..., None, None]
+        if objective.model.num_gap_channels:
+            data = torch.cat([data, gaps.expand(-1, -1, -1, *data.shape[3:])], dim=1)
+        channels = packed.latents.shape[1]
+        for sigma in (0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95):
+            noise, _ = objective._noise(data, batch["draw"], channels)
+            velocity = objective.model(sigma * noise + (1 - sigma) * data, 1000 * sigma, packed.mask).sample
+            parts = [x[:, :channels] for x in (velocity, noise, data)]
+            errors.append(flow_matching_loss(*parts, packed.mask))
+    return torch.stack(errors).view(len(batches), 7, -1).mean(dim=1).flatten()
+
+
+def held_out_batches(folder: Path, options: argparse.Namespace):
+    config = load_config(
+        train_gap_dit.TrainGapDiTConfig, config_path("demo_gap_dit.yaml"), ["latents.vae=demo", "run.seed=4242"]
+    )
+    vae = train_gap_dit.load_vae("demo")
+    model = GapDiT.from_pretrained(folder / "model").eval()
+    objective = train_gap_dit.GapDiTObjective(model, vae, config)
+    clips = procedural_clips(config.data, seed_offset=4242)
+    batches = []
+    for start in range(0, options.clips, 10):
+        sample = torch.stack([to_model_range(torch.from_numpy(clips[i])) for i in range(start, start + 10)])
+        posterior, probs, _ = vae.encode(sample, return_dict=False)
+        batches.append(
+            {
+                "mean": posterior.mean,
+                "std": posterior.std,
+                "keep_probs": probs,
+                "frame_mask": torch.ones_like(probs, dtype=torch.bool),
+                "draw": torch.arange(start, start + 10),
+            }
+        )
+    return config, objective, batches
+
+
+def sampled_lengths(folder: Path) -> torch.Tensor:
+    """Frames of 32 clips that were sampled without asking for a length."""
+    vae = train_gap_dit.load_vae("demo")
+    pipeline = GapDiTPipeline(GapDiT.from_pretrained(folder / "model"), vae, FlowMatchGapScheduler())
+    pipeline.set_progress_bar_config(disable=True)
+    kept = [1 + i % 8 for i in range(32)]
+    generators = [torch.Generator().manual_seed(i) for i in range(32)]
+    return pipeline(kept, num_inference_steps=25, generator=generators, output_type="latent").num_frames.float()
+
+
+def transformer_table(options: argparse.Namespace, seed: int):
+    print(f"GapDiT, {options.steps} steps, seed {seed}: error of the velocity, and its difference to the demo's")
+    reference = None
+    for name in [row for row in TRANSFORMER_ROWS if row == "demo" or row in options.only]:
+        folder = options.output / f"transformer-{name}-{seed}"
+        if not finished(folder):
+            latents = ["latents.vae=demo", f"latents.folder={options.output / 'latents'}", "latents.num_clips=1000"]
+            overrides = latents + common(options, folder, seed) + TRANSFORMER_ROWS[name]
+            train_gap_dit.main("demo_gap_dit.yaml", overrides)
+        with torch.no_grad():
+            errors = held_out_velocity(folder, options)
+            lengths = sampled_lengths(folder)
+        reference = errors if reference is None else reference
+        value, base = float(errors.mean()), float(reference.mean())
+        spread = 1.96 * float((errors - reference).std()) / len(errors) ** 0.5
+        bounds = value - base - spread, value - base + spread
+        print(
+            f"  {name:22s} {value:.4f} {changed(name, base, value, *bounds)}"
+            f"  sampled length {float(lengths.mean()):.1f} +- {float(lengths.std()):.1f}"
+        )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    rows = sorted({*VAE_ROWS, *TRANSFORMER_ROWS})
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--clips", type=int, default=100, help="held-out clips, a multiple of 10")
+    parser.add_argument("--output", type=Path, default=Path(tempfile.gettempdir()) / "vidvae_departures")
+    parser.add_argument("--models", nargs="+", default=["vae", "transformer"], choices=["vae", "transformer"])
+    parser.add_argument("--only", nargs="+", default=rows, choices=rows)
+    options = parser.parse_args()
+    for seed in options.seeds:
+        if "vae" in options.models:
+            vae_table(options, seed)
+        if "transformer" in options.models:
+            transformer_table(options, seed)
+
+
+if __name__ == "__main__":
+    main()
