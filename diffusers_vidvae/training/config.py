@@ -22,6 +22,8 @@ class DataConfig:
     Args:
         folders: Folders (or files) of videos and images; empty for procedural clips only.
         holdout: File names in those folders that training never reads.
+        validation_folders: Folders (or files) whose clips validate the model, in the place of procedural ones. Files
+            with fewer than `num_frames` frames, images too, are left out.
         procedural_share: Probability that a clip is procedural, in [0, 1].
         num_procedural_clips: Size of the procedural set.
         procedural_seed: Seed of the procedural set.
@@ -41,6 +43,7 @@ class DataConfig:
 
     folders: list[str] = field(default_factory=list)
     holdout: list[str] = field(default_factory=list)
+    validation_folders: list[str] = field(default_factory=list)
     procedural_share: float = 1.0
     num_procedural_clips: int = 12_000
     procedural_seed: int = 0
@@ -72,7 +75,8 @@ class RunConfig:
 
     Args:
         output_dir: Folder of checkpoints, logs, contact sheets and the final model.
-        pretrained_model: Folder or Hub id of a model to start from; its config replaces the `model` section.
+        pretrained_model: Folder or Hub id of a model to start from, or of a pipeline that holds it; "demo" for the
+            embedded one. Its config replaces the `model` section.
         resume: Whether to continue from the newest checkpoint in `output_dir` if there is one. Without it, a folder
             that holds checkpoints is refused.
         seed: Seed of every random number: weights, data, noise, masks.
@@ -160,7 +164,7 @@ OPERATIONAL_FIELDS = frozenset(
         "pretrained_model",
         "compile_blocks",
     )
-) | {"data.num_workers", "data.cached_side"}
+) | {"data.num_workers", "data.cached_side", "data.validation_folders"}
 
 
 def check_range(name: str, value: float, low: float, high: float | None = None):

@@ -39,6 +39,8 @@ class ClipDataset(Dataset):
                 holdout=config.holdout,
                 cached_side=config.cached_side,
             )
+        if config.validation_folders:
+            held_out_clips(config, 1)  # fails now rather than at the first validation
 
     def __getitem__(self, draw: int) -> dict[str, torch.Tensor]:
         rng = numpy_generator(self.seed, draw)
@@ -75,7 +77,19 @@ def procedural_clips(config: DataConfig, seed_offset: int = 0) -> ProceduralClip
 
 
 def held_out_clips(config: DataConfig, count: int) -> torch.Tensor:
-    """Procedural clips that training never sees, the kinds of motion in turn, `(count, 3, frames, height, width)`."""
+    """The clips of every validation, `(count, 3, frames, height, width)`: always the same ones.
+
+    They are of `validation_folders`, or procedural ones that training never sees, the kinds of motion in turn.
+    """
+    if config.validation_folders:
+        folder = ClipFolder(
+            config.validation_folders, config.num_frames, config.sample_size, fps=config.fps, min_crop=config.min_crop
+        )
+        folder.sources = [source for source in folder.sources if source.num_frames >= config.num_frames]
+        if not folder.sources:
+            names = ", ".join(config.validation_folders)
+            raise ValueError(f"{names}: no video with at least {config.num_frames} frames to validate on.")
+        return torch.stack([to_model_range(folder.clip(np.random.default_rng(i))) for i in range(count)])
     clips = procedural_clips(config, seed_offset=1)
     return torch.stack([to_model_range(torch.from_numpy(clips[i])) for i in range(min(count, len(clips)))])
 

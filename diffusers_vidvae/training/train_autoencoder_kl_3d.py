@@ -42,6 +42,7 @@ from .losses import (
     mse_loss,
     psnr,
 )
+from .pretrained import load_pretrained
 from .trainer import Batch, Objective, Trainer
 
 
@@ -166,7 +167,7 @@ def main(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     config = load_config(TrainAutoencoderKL3DConfig, config_path(path), overrides)
     torch.manual_seed(config.run.seed)
     if config.run.pretrained_model:
-        model = AutoencoderKL3D.from_pretrained(config.run.pretrained_model)
+        model = load_pretrained(AutoencoderKL3D, config.run.pretrained_model)
     else:
         check_model_arguments(AutoencoderKL3D, config.model)
         model = AutoencoderKL3D(**config.model)

@@ -47,6 +47,7 @@ from .losses import (
     policy_gradient_loss,
     psnr,
 )
+from .pretrained import load_pretrained
 from .procedural import MOTIONS
 from .trainer import Batch, Objective, Trainer
 
@@ -230,7 +231,8 @@ class FrameSelectObjective(Objective):
     # Validation
 
     def validate(self, folder: Path, step: int) -> dict[str, float]:
-        sample = held_out_clips(self.config.data, self.config.run.validation_clips).to(self.model.device)
+        data = self.config.data
+        sample = held_out_clips(data, self.config.run.validation_clips).to(self.model.device)
         posterior, probs, _ = self.model.encode(sample, return_dict=False)
         latents = posterior.mode()
         masks = {
@@ -241,7 +243,7 @@ class FrameSelectObjective(Objective):
         }
         decoded = {name: self.model.decode(latents, mask).sample for name, mask in masks.items()}
         metrics = {f"psnr_{name}": psnr(frames, sample) for name, frames in decoded.items()}
-        for index, motion in enumerate(MOTIONS[: len(sample)]):
+        for index, motion in enumerate(() if data.validation_folders else MOTIONS[: len(sample)]):
             metrics[f"keep_{motion}"] = float(probs[index :: len(MOTIONS)].mean())
         save_contact_sheet(
             folder / f"step-{step:08d}.png",
@@ -256,7 +258,7 @@ def main(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     config = load_config(TrainFrameSelectVAEConfig, config_path(path), overrides)
     torch.manual_seed(config.run.seed)
     if config.run.pretrained_model:
-        model = FrameSelectVAE.from_pretrained(config.run.pretrained_model)
+        model = load_pretrained(FrameSelectVAE, config.run.pretrained_model)
     else:
         check_model_arguments(FrameSelectVAE, config.model)
         model = FrameSelectVAE(**config.model)

@@ -26,7 +26,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from diffusers_vidvae.assets import demo_model
 from diffusers_vidvae.models.frame_select_vae import FrameSelectVAE, PackedFrames
 from diffusers_vidvae.models.gap_dit import GapDiT
 from diffusers_vidvae.pipelines.pipeline_gap_dit import GapDiTPipeline
@@ -39,6 +38,7 @@ from .draws import normal_noise, torch_generators
 from .latents import INDEX_FILE, LatentDataset, encode_dataset
 from .launch import config_path, run_from_command_line
 from .losses import flow_matching_loss, gap_regression_loss
+from .pretrained import load_pretrained
 from .trainer import Batch, Objective, Trainer, make_accelerator
 
 
@@ -200,13 +200,6 @@ def gap_statistics(vae: FrameSelectVAE, dataset: LatentDataset, config: TrainGap
     return float(values.mean()), max(float(values.std()), 1e-3)
 
 
-def load_vae(name: str) -> FrameSelectVAE:
-    """An autoencoder by folder or Hub id, alone or as part of a pipeline."""
-    name = demo_model() if name == "demo" else name
-    subfolder = "vae" if (Path(name) / "vae").is_dir() else None
-    return FrameSelectVAE.from_pretrained(name, subfolder=subfolder).eval().requires_grad_(False)
-
-
 def prepare_latents(config: TrainGapDiTConfig, vae: FrameSelectVAE) -> LatentDataset:
     """The encoded data set; encodes it where there is none. Gives the autoencoder its latents' statistics."""
     folder = Path(config.latents.folder)
@@ -229,11 +222,11 @@ def prepare_latents(config: TrainGapDiTConfig, vae: FrameSelectVAE) -> LatentDat
 def main(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     """Trains by a configuration file and returns the folder of the pipeline."""
     config = load_config(TrainGapDiTConfig, config_path(path), overrides)
-    vae = load_vae(config.latents.vae)
+    vae = load_pretrained(FrameSelectVAE, config.latents.vae).eval().requires_grad_(False)
     dataset = prepare_latents(config, vae)
     torch.manual_seed(config.run.seed)
     if config.run.pretrained_model:
-        model = GapDiT.from_pretrained(config.run.pretrained_model)
+        model = load_pretrained(GapDiT, config.run.pretrained_model)
     else:
         check_model_arguments(GapDiT, config.model)
         arguments = {"in_channels": vae.config.latent_channels, **config.model}

@@ -28,6 +28,7 @@ from diffusers_vidvae.training.config import load_config
 from diffusers_vidvae.training.data import procedural_clips, to_model_range
 from diffusers_vidvae.training.launch import config_path
 from diffusers_vidvae.training.losses import flow_matching_loss
+from diffusers_vidvae.training.pretrained import load_pretrained
 
 
 VAE_ROWS = {
@@ -138,7 +139,7 @@ def held_out_batches(folder: Path, options: argparse.Namespace):
     config = load_config(
         train_gap_dit.TrainGapDiTConfig, config_path("demo_gap_dit.yaml"), ["latents.vae=demo", "run.seed=4242"]
     )
-    vae = train_gap_dit.load_vae("demo")
+    vae = load_pretrained(FrameSelectVAE, "demo").eval()
     model = GapDiT.from_pretrained(folder / "model").eval()
     objective = train_gap_dit.GapDiTObjective(model, vae, config)
     clips = procedural_clips(config.data, seed_offset=4242)
@@ -160,7 +161,7 @@ def held_out_batches(folder: Path, options: argparse.Namespace):
 
 def sampled_lengths(folder: Path) -> torch.Tensor:
     """Frames of 32 clips that were sampled without asking for a length."""
-    vae = train_gap_dit.load_vae("demo")
+    vae = load_pretrained(FrameSelectVAE, "demo").eval()
     pipeline = GapDiTPipeline(GapDiT.from_pretrained(folder / "model"), vae, FlowMatchGapScheduler())
     pipeline.set_progress_bar_config(disable=True)
     kept = [1 + i % 8 for i in range(32)]

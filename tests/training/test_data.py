@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from diffusers_vidvae.media import VideoWriter
 from diffusers_vidvae.training.config import DataConfig
-from diffusers_vidvae.training.data import ClipDataset
+from diffusers_vidvae.training.data import ClipDataset, held_out_clips
 from diffusers_vidvae.training.draws import DrawSampler, ShuffledOrder
 from diffusers_vidvae.training.folders import ClipFolder
 from diffusers_vidvae.training.procedural import MOTIONS, ProceduralClips
@@ -138,6 +140,20 @@ def test_held_out_files_are_never_read(tmp_path):
         write_video(tmp_path / name)
     folder = ClipFolder([tmp_path], num_frames=4, sample_size=16, holdout=["test.mp4"])
     assert [source.path.name for source in folder.sources] == ["train.mp4"]
+
+
+def test_validation_clips_are_whole_windows_of_their_folders_and_always_the_same(tmp_path):
+    (tmp_path / "validation").mkdir()
+    write_video(tmp_path / "validation" / "long.mp4", num_frames=6)
+    write_video(tmp_path / "validation" / "short.mp4", num_frames=2)
+    Image.new("RGB", (20, 30), "red").save(tmp_path / "validation" / "image.png")
+    config = DataConfig(validation_folders=[str(tmp_path / "validation")], num_frames=4, sample_size=16)
+    clips = held_out_clips(config, 5)
+    assert clips.shape == (5, 3, 4, 16, 16)
+    assert all(clip[:, -1].mean() > clip[:, 0].mean() for clip in clips)  # the long video's rise in brightness
+    assert torch.equal(held_out_clips(config, 5), clips)
+    with pytest.raises(ValueError, match="no video with at least 8 frames to validate on"):
+        ClipDataset(replace(config, num_frames=8))
 
 
 def test_empty_and_missing_folders_are_refused(tmp_path):

@@ -14,9 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffusers_vidvae import AutoencoderKL3D, FrameSelectVAE, GapDiTPipeline
+from diffusers_vidvae import AutoencoderKL3D, FrameSelectVAE, GapDiT, GapDiTPipeline, VideoCompressionPipeline
 from diffusers_vidvae.training import train_autoencoder_kl_3d, train_frame_select_vae, train_gap_dit
 from diffusers_vidvae.training.checkpoint import CheckpointError, checkpoint_folders, write_checkpoint
+from diffusers_vidvae.training.pretrained import load_pretrained
 
 from .conftest import TINY_DIT, TINY_KL, TINY_VAE, logged_losses
 
@@ -103,6 +104,16 @@ def test_a_folder_with_checkpoints_is_not_overwritten(write_config):
     train_frame_select_vae.main(write_config(TINY_VAE))
     with pytest.raises(CheckpointError, match="holds checkpoint-00000004, but `run.resume` is false"):
         train_frame_select_vae.main(write_config(TINY_VAE, run={"resume": False}))
+
+
+def test_a_pipeline_is_a_place_to_find_pretrained_models_in(tmp_path):
+    vae = FrameSelectVAE(**TINY_VAE)
+    VideoCompressionPipeline(vae).save_pretrained(tmp_path)
+    loaded = load_pretrained(FrameSelectVAE, str(tmp_path))
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in vae.state_dict().items())
+    assert load_pretrained(AutoencoderKL3D, "demo").dtype == torch.float32
+    with pytest.raises(ValueError, match="holds no GapDiT, neither alone nor as part of a pipeline"):
+        load_pretrained(GapDiT, str(tmp_path))
 
 
 def test_fine_tuning_starts_from_the_given_weights(write_config, tmp_path):
