@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from diffusers import ModelMixin
@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 
 Shape = tuple[int, ...]
+Model = TypeVar("Model", bound=ModelMixin)
 
 
 class CheckpointError(ValueError):
@@ -92,6 +93,12 @@ class PlannedTensor:
 KeyPlan = dict[str, PlannedTensor]
 
 
+def plan_layer(plan: KeyPlan, source: str, target: str, weight_shape: Shape, bias_size: int | None = None):
+    r"""Plans weight and bias of a layer that is only renamed; the bias has the weight's first size by default."""
+    for name, shape in (("weight", weight_shape), ("bias", (bias_size or weight_shape[0],))):
+        plan[f"{source}.{name}"] = PlannedTensor(shape, {f"{target}.{name}": shape})
+
+
 def check_plan(checkpoint: Checkpoint, plan: KeyPlan, ignored: str | None = None):
     r"""Compares a checkpoint with a plan.
 
@@ -118,26 +125,18 @@ def check_plan(checkpoint: Checkpoint, plan: KeyPlan, ignored: str | None = None
         )
 
 
-def convert_tensors(
-    checkpoint: Checkpoint,
-    plan: KeyPlan,
-    convert_key: Callable[[str, torch.Tensor], dict[str, torch.Tensor]],
-) -> Iterator[tuple[str, torch.Tensor]]:
-    r"""Yields name and tensor of everything the plan makes, reading one source tensor at a time."""
-    for key, planned in plan.items():
-        converted = convert_key(key, checkpoint.read(key))
-        shapes = {name: tuple(tensor.shape) for name, tensor in converted.items()}
-        if shapes != planned.targets:
-            raise CheckpointError(f"{checkpoint.name}: {key} became {shapes}, planned was {planned.targets}.")
-        yield from converted.items()
+def convert_planned_key(key: str, tensor: torch.Tensor, planned: PlannedTensor) -> dict[str, torch.Tensor]:
+    r"""Splits a tensor over its targets along the first axis; with one target, renames and reshapes it."""
+    parts = tensor.chunk(len(planned.targets))
+    return {name: part.reshape(shape) for (name, shape), part in zip(planned.targets.items(), parts, strict=True)}
 
 
 def build_model(
-    model_class: type[ModelMixin],
+    model_class: type[Model],
     config: dict[str, Any],
     tensors: Iterable[tuple[str, torch.Tensor]],
     dtype: torch.dtype | None = None,
-) -> ModelMixin:
+) -> Model:
     r"""Makes a model of converted tensors without ever holding a second copy of its weights.
 
     Args:
@@ -151,6 +150,63 @@ def build_model(
     state_dict = {name: tensor.to(dtype=dtype).contiguous().clone() for name, tensor in tensors}
     model.load_state_dict(state_dict, strict=True, assign=True)
     return model.eval()
+
+
+@dataclass(frozen=True)
+class Conversion(Generic[Model]):
+    r"""How checkpoints of one source become a model.
+
+    Args:
+        model_class: Class of the model.
+        infer_config: Reads the model's configuration off the shapes of a checkpoint's tensors; keywords replace
+            entries that those do not tell.
+        key_plan: Plans every key of a checkpoint from the configuration alone.
+        convert_key: Makes the targets of a tensor, given its key, the tensor and its plan.
+        ignored: Regular expression of keys that a checkpoint may have and that are not converted.
+    """
+
+    model_class: type[Model]
+    infer_config: Callable[..., dict[str, Any]]
+    key_plan: Callable[[Mapping[str, Any]], KeyPlan]
+    convert_key: Callable[[str, torch.Tensor, PlannedTensor], dict[str, torch.Tensor]] = convert_planned_key
+    ignored: str | None = None
+
+    def convert(self, checkpoint: Checkpoint, dtype: torch.dtype | None = None, **overrides: Any) -> Model:
+        r"""Makes the model of a checkpoint.
+
+        Args:
+            checkpoint: The original weights.
+            dtype: Type to store them in; by default that of the checkpoint.
+            overrides: Entries of the configuration that weights do not tell.
+
+        Raises:
+            CheckpointError: Keys or shapes are not those of the architecture; lists all of them.
+        """
+        config = self.infer_config(checkpoint.shapes, **overrides)
+        return build_model(self.model_class, config, self.convert_tensors(checkpoint, config), dtype)
+
+    def convert_tensors(self, checkpoint: Checkpoint, config: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+        r"""Yields name and tensor of all the model's parameters, reading one tensor of the checkpoint at a time."""
+        plan = self.key_plan(config)
+        check_plan(checkpoint, plan, self.ignored)
+        for key, planned in plan.items():
+            converted = self.convert_key(key, checkpoint.read(key), planned)
+            shapes = {name: tuple(tensor.shape) for name, tensor in converted.items()}
+            if shapes != planned.targets:
+                raise CheckpointError(f"{checkpoint.name}: {key} became {shapes}, planned was {planned.targets}.")
+            yield from converted.items()
+
+    def map_single_file_config(self, original_config: Mapping[str, Any], checkpoint: dict, **kwargs) -> dict[str, Any]:
+        r"""Configuration for the model's `from_single_file`; entries of `original_config` win."""
+        return dict(self.infer_config(Checkpoint.from_state_dict(checkpoint).shapes, **original_config))
+
+    def map_single_file_checkpoint(
+        self, checkpoint: dict, config: Mapping[str, Any], **kwargs
+    ) -> dict[str, torch.Tensor]:
+        r"""State dict for the model's `from_single_file`."""
+        opened = Checkpoint.from_state_dict(checkpoint, "the original checkpoint")
+        known = {name: value for name, value in config.items() if not name.startswith("_")}
+        return dict(self.convert_tensors(opened, self.infer_config(opened.shapes, **known)))
 
 
 def describe_plan(checkpoint: Checkpoint, plan: KeyPlan) -> str:

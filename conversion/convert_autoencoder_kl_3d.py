@@ -33,12 +33,11 @@ from diffusers_vidvae.models.autoencoder_kl_3d import AutoencoderKL3D
 from .checkpoints import (
     Checkpoint,
     CheckpointError,
+    Conversion,
     KeyPlan,
     PlannedTensor,
     Shape,
-    build_model,
     check_plan,
-    convert_tensors,
     describe_plan,
 )
 
@@ -316,42 +315,10 @@ def key_plan(config: Mapping[str, Any]) -> KeyPlan:
     return plan
 
 
-def convert_key(tensor: torch.Tensor, planned: PlannedTensor) -> dict[str, torch.Tensor]:
-    r"""Converts one tensor: renames it and drops trailing axes of size one."""
-    return {name: tensor.reshape(shape) for name, shape in planned.targets.items()}
-
-
-def convert(checkpoint: Checkpoint, dtype: torch.dtype | None = None, **overrides: Any) -> AutoencoderKL3D:
-    r"""Makes an `AutoencoderKL3D` of a checkpoint.
-
-    Args:
-        checkpoint: The weights.
-        dtype: Type to store them in; by default that of the checkpoint.
-        overrides: Entries of the configuration that weights do not tell.
-
-    Raises:
-        CheckpointError: Names, keys or shapes are not known; lists all that differ.
-    """
-    config = infer_config(checkpoint.shapes, **overrides)
-    plan = key_plan(config)
-    check_plan(checkpoint, plan)
-    tensors = convert_tensors(checkpoint, plan, lambda key, tensor: convert_key(tensor, plan[key]))
-    return build_model(AutoencoderKL3D, config, tensors, dtype)
-
-
-def map_single_file_config(original_config: Mapping[str, Any], checkpoint: dict, **kwargs) -> dict[str, Any]:
-    r"""Configuration for `AutoencoderKL3D.from_single_file`; entries of `original_config` win."""
-    shapes = Checkpoint.from_state_dict(checkpoint).shapes
-    return dict(infer_config(shapes, **original_config))
-
-
-def map_single_file_checkpoint(checkpoint: dict, config: Mapping[str, Any], **kwargs) -> dict[str, torch.Tensor]:
-    r"""State dict for `AutoencoderKL3D.from_single_file`."""
-    opened = Checkpoint.from_state_dict(checkpoint, "the original checkpoint")
-    known = {name: value for name, value in config.items() if not name.startswith("_")}
-    plan = key_plan(infer_config(opened.shapes, **known))
-    check_plan(opened, plan)
-    return dict(convert_tensors(opened, plan, lambda key, tensor: convert_key(tensor, plan[key])))
+_CONVERSION = Conversion(AutoencoderKL3D, infer_config, key_plan)
+convert = _CONVERSION.convert
+map_single_file_config = _CONVERSION.map_single_file_config
+map_single_file_checkpoint = _CONVERSION.map_single_file_checkpoint
 
 
 def main(arguments: list[str] | None = None):

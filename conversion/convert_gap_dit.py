@@ -22,17 +22,16 @@ import torch
 from diffusers_vidvae.models.gap_dit import GapDiT
 
 from .checkpoints import (
-    Checkpoint,
     CheckpointError,
+    Conversion,
     KeyPlan,
     PlannedTensor,
     Shape,
-    build_model,
-    check_plan,
-    convert_tensors,
+    convert_planned_key,
     count_layers,
+    plan_layer,
 )
-from .factored_attention_keys import IGNORED_KEYS, block_config, block_key_plan, convert_planned_key, table_length
+from .factored_attention_keys import IGNORED_KEYS, block_config, block_key_plan, table_length
 
 
 PUBLISHED_CONFIG: dict[str, Any] = {
@@ -63,10 +62,17 @@ def is_source(shapes: Mapping[str, Shape]) -> bool:
     return "timestep_proj.weight" in shapes and "spacing_pred2.weight" in shapes
 
 
-def infer_config(shapes: Mapping[str, Shape]) -> dict[str, Any]:
+def infer_config(shapes: Mapping[str, Shape], **overrides: Any) -> dict[str, Any]:
     r"""Reads the model's configuration off the shapes of its tensors.
 
     Files without rotary tables do not tell the most latent frames; the published 64 are taken then.
+
+    Args:
+        shapes: Shape of every tensor.
+        overrides: Entries of the configuration that weights do not tell.
+
+    Raises:
+        CheckpointError: A tensor that tells a size is missing.
     """
     try:
         hidden_size, in_channels = shapes["up_proj.weight"]
@@ -77,6 +83,7 @@ def infer_config(shapes: Mapping[str, Shape]) -> dict[str, Any]:
             "num_layers": count_layers(shapes, "layers."),
             **block_config(shapes, "layers.0"),
             "max_num_frames": table_length(shapes, "layers.0", PUBLISHED_CONFIG["max_num_frames"]),
+            **overrides,
         }
     except KeyError as error:
         raise CheckpointError(f"Not a dynamic-frame-compression transformer: key {error} is missing.") from error
@@ -85,7 +92,6 @@ def infer_config(shapes: Mapping[str, Shape]) -> dict[str, Any]:
 def key_plan(config: Mapping[str, Any]) -> KeyPlan:
     r"""Every key of the source, its shape and what it becomes, from the configuration alone."""
     dim, channels = config["hidden_size"], config["in_channels"]
-    block_sizes = tuple(config[name] for name in ("num_attention_heads", "attention_head_dim", "ff_inner_dim"))
     plan: KeyPlan = {}
     for old, new, shape in (
         ("timestep_proj", "time_proj", (dim, 1)),
@@ -94,46 +100,18 @@ def key_plan(config: Mapping[str, Any]) -> KeyPlan:
         ("spacing_pred1", "gap_proj", (1, dim)),
         ("spacing_pred2", "gap_pool", (1, config["sample_size"] ** 2)),
     ):
-        plan[f"{old}.weight"] = PlannedTensor(shape, {f"{new}.weight": shape})
-        plan[f"{old}.bias"] = PlannedTensor(shape[:1], {f"{new}.bias": shape[:1]})
+        plan_layer(plan, old, new, shape)
     for layer in range(config["num_layers"]):
-        plan.update(block_key_plan(f"layers.{layer}", f"transformer_blocks.{layer}", dim, *block_sizes))
+        plan.update(block_key_plan(f"layers.{layer}", f"transformer_blocks.{layer}", dim, config))
     return plan
 
 
-def convert_key(key: str, tensor: torch.Tensor, plan: KeyPlan) -> dict[str, torch.Tensor]:
+def convert_key(key: str, tensor: torch.Tensor, planned: PlannedTensor) -> dict[str, torch.Tensor]:
     r"""Converts one tensor: renames it, splits a joint projection, turns the sign of the velocity."""
-    if key.startswith("down_proj."):
-        tensor = -tensor
-    return convert_planned_key(key, tensor, plan[key])
+    return convert_planned_key(key, -tensor if key.startswith("down_proj.") else tensor, planned)
 
 
-def convert(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> GapDiT:
-    r"""Makes a `GapDiT` of a checkpoint.
-
-    Args:
-        checkpoint: The original weights.
-        dtype: Type to store them in; by default that of the checkpoint.
-
-    Raises:
-        CheckpointError: Keys or shapes are not those of the architecture; lists all of them.
-    """
-    config = infer_config(checkpoint.shapes)
-    plan = key_plan(config)
-    check_plan(checkpoint, plan, IGNORED_KEYS)
-    tensors = convert_tensors(checkpoint, plan, lambda key, tensor: convert_key(key, tensor, plan))
-    return build_model(GapDiT, config, tensors, dtype)
-
-
-def map_single_file_config(original_config: Mapping[str, Any], checkpoint: dict, **kwargs) -> dict[str, Any]:
-    r"""Configuration for `GapDiT.from_single_file`; entries of `original_config` win."""
-    shapes = Checkpoint.from_state_dict(checkpoint).shapes
-    return {**infer_config(shapes), **original_config}
-
-
-def map_single_file_checkpoint(checkpoint: dict, config: Mapping[str, Any], **kwargs) -> dict[str, torch.Tensor]:
-    r"""State dict for `GapDiT.from_single_file`."""
-    opened = Checkpoint.from_state_dict(checkpoint, "the original checkpoint")
-    plan = key_plan(config)
-    check_plan(opened, plan, IGNORED_KEYS)
-    return dict(convert_tensors(opened, plan, lambda key, tensor: convert_key(key, tensor, plan)))
+_CONVERSION = Conversion(GapDiT, infer_config, key_plan, convert_key=convert_key, ignored=IGNORED_KEYS)
+convert = _CONVERSION.convert
+map_single_file_config = _CONVERSION.map_single_file_config
+map_single_file_checkpoint = _CONVERSION.map_single_file_checkpoint
