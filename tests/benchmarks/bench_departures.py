@@ -2,10 +2,11 @@ r"""What each departure of the demo models' configurations from the original's i
 
     python tests/benchmarks/bench_departures.py [--steps 500] [--seeds 0 1] [--output FOLDER] [--only NAME ...]
 
-FrameSelectVAE: the first row is the demo's configuration, every other row sets one option back to the original's.
+FrameSelectVAE: the first row is the demo's configuration (or `--vae-config`), every other row sets one option back to the original's.
 Steps, data, seeds and initialisation are the same; half of the steps have random masks, half train the selection, at
 32x32 pixels. PSNR in dB on procedural clips of another seed, and its difference to the first row, with a 95 % interval
-by paired bootstrap over clips; it does not know of the spread between training seeds, which more `--seeds` show.
+by paired bootstrap over clips; it does not know of the spread between training seeds, which more `--seeds` show. The
+last line decodes frames twice as high and wide as those of the training.
 
 GapDiT: the same on latents of the embedded autoencoder. Error of the velocity at fixed noise levels, without that of
 the gaps; lengths are of sampled clips, whose training clips all had 16 frames.
@@ -85,15 +86,21 @@ def vae_errors(folder: Path, num_clips: int) -> dict[str, torch.Tensor]:
     """Errors of every held-out clip, in full and under selections of one keep rate."""
     model = FrameSelectVAE.from_pretrained(folder / "model").eval()
     codec = Codec(model, procedural(model, num_clips))
-    systematic = codec.select("systematic", rate=0.3)
-    counts = equal_counts(int(systematic.sum()), num_clips)
-    return {
+    num_frames = codec.probs.shape[1]
+    systematic = codec.select("systematic")
+    one_for_all = equal_counts(round(0.3 * num_clips * num_frames), num_clips)
+    errors = {
         "full": codec.pixel_errors(codec.full),
-        "systematic": codec.errors(codec.select("systematic")),
-        "uniform": codec.errors(uniform_mask(codec.select("systematic").sum(dim=1), codec.probs.shape[1])),
-        "uniform .3": codec.errors(uniform_mask(counts, codec.probs.shape[1])),
-        "rate": codec.select("systematic").float().mean(dim=1),
+        "systematic": codec.errors(systematic),
+        "uniform, same K per clip": codec.errors(uniform_mask(systematic.sum(dim=1), num_frames)),
+        "uniform, one K, rate .3": codec.errors(uniform_mask(one_for_all, num_frames)),
+        "rate": systematic.float().mean(dim=1),
     }
+    if model.config.keep_head == "pooled":  # the other one belongs to one size
+        larger = FrameSelectVAE.from_pretrained(folder / "model", sample_size=64).eval()
+        codec = Codec(larger, procedural(larger, num_clips), batch_size=10)
+        errors["full, 64x64 as trained"] = codec.pixel_errors(codec.full)
+    return errors
 
 
 def vae_table(options: argparse.Namespace, seed: int):
@@ -103,14 +110,14 @@ def vae_table(options: argparse.Namespace, seed: int):
         folder = options.output / f"vae-{name}-{seed}"
         if not finished(folder):
             overrides = VAE_RECIPE + common(options, folder, seed) + VAE_ROWS[name]
-            train_frame_select_vae.main("demo_frame_select_vae_32.yaml", overrides)
+            train_frame_select_vae.main(options.vae_config, overrides)
         with torch.no_grad():
             errors = vae_errors(folder, options.clips)
         reference = reference or errors
         print(f"  {name:20s} keep rate {float(errors.pop('rate').mean()):.3f}")
         for key, values in errors.items():
             value, base = (decibels(float(e.mean())) for e in (values, reference[key]))
-            print(f"    {key:12s} {value:6.2f} {changed(name, base, value, *interval(values, reference[key]))}")
+            print(f"    {key:24s} {value:6.2f} {changed(name, base, value, *interval(values, reference[key]))}")
 
 
 # GapDiT
@@ -199,6 +206,7 @@ def main():
     parser.add_argument("--clips", type=int, default=100, help="held-out clips, a multiple of 10")
     parser.add_argument("--output", type=Path, default=Path(tempfile.gettempdir()) / "vidvae_departures")
     parser.add_argument("--models", nargs="+", default=["vae", "transformer"], choices=["vae", "transformer"])
+    parser.add_argument("--vae-config", default="demo_frame_select_vae_32.yaml", help="the first row's configuration")
     parser.add_argument("--only", nargs="+", default=rows, choices=rows)
     options = parser.parse_args()
     for seed in options.seeds:
