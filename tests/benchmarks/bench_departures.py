@@ -2,11 +2,11 @@ r"""What each departure of the demo models' configurations from the original's i
 
     python tests/benchmarks/bench_departures.py [--steps 500] [--seeds 0 1] [--output FOLDER] [--only NAME ...]
 
-FrameSelectVAE: the first row is the demo's configuration (or `--vae-config`), every other row sets one option back to the original's.
-Steps, data, seeds and initialisation are the same; half of the steps have random masks, half train the selection, at
-32x32 pixels. PSNR in dB on procedural clips of another seed, and its difference to the first row, with a 95 % interval
-by paired bootstrap over clips; it does not know of the spread between training seeds, which more `--seeds` show. The
-last line decodes frames twice as high and wide as those of the training.
+FrameSelectVAE: the first row is the demo's configuration (or `--vae-config`), every other row sets one option back to
+the original's. Steps, data, seeds and initialisation are the same; half of the steps have random masks, half train the
+selection, at 32x32 pixels. PSNR in dB on procedural clips of another seed, and its difference to the first row, with a
+95 % interval by paired bootstrap over clips; it does not know of the spread between training seeds, which more
+`--seeds` show. The last line decodes frames twice as high and wide as those of the training.
 
 GapDiT: the same on latents of the embedded autoencoder. Error of the velocity at fixed noise levels, without that of
 the gaps; lengths are of sampled clips, whose training clips all had 16 frames.
