@@ -146,6 +146,15 @@ class RunConfig:
             check_range(f"run.{name}", getattr(self, name), 1)
 
 
+@dataclass
+class TrainConfig:
+    """Sections that the configuration files of all models have; `model` holds arguments of its constructor."""
+
+    model: dict[str, Any] = field(default_factory=dict)
+    data: DataConfig = field(default_factory=DataConfig)
+    run: RunConfig = field(default_factory=lambda: RunConfig(max_steps=1_000_000))
+
+
 # What may change between the runs of one training.
 OPERATIONAL_FIELDS = frozenset(
     f"run.{name}"

@@ -32,6 +32,11 @@ def normal_noise(shape: tuple[int, ...], generators: list[torch.Generator], like
     return torch.stack(rows).to(device=like.device, dtype=like.dtype)
 
 
+def draw_latents(mean: torch.Tensor, std: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
+    """Latents of Gaussian posteriors `(batch, channels, frames, height, width)`, a generator for each clip."""
+    return mean + std * normal_noise(tuple(mean.shape[1:]), generators, mean)
+
+
 def uniform_noise(shape: tuple[int, ...], generators: list[torch.Generator], like: torch.Tensor) -> torch.Tensor:
     """Uniform numbers in [0, 1), otherwise as `normal_noise`."""
     rows = [torch.rand(shape, generator=generator) for generator in generators]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +63,9 @@ def encode_dataset(
 
     Returns:
         The folder.
+
+    Raises:
+        ValueError: A count is below 1, or the folder holds latents of another autoencoder or of other counts.
     """
     if num_clips < 1 or shard_size < 1 or batch_size < 1:
         raise ValueError(
@@ -152,16 +154,10 @@ def _write_json(path: Path, values: dict[str, Any]):
     os.replace(temporary, path)
 
 
-@dataclass
-class LatentStatistics:
-    """Per-channel mean and standard deviation of latents."""
-
-    mean: list[float]
-    std: list[float]
-
-
 class LatentDataset(Dataset):
     r"""Encoded clips, by draw: `"mean"` and `"std"` of the posterior, `"keep_probs"`, `"frame_mask"` and `"draw"`.
+
+    `latents_mean` and `latents_std` are the statistics of each channel over the whole set.
 
     Args:
         folder: What `encode_dataset` wrote.
@@ -182,7 +178,8 @@ class LatentDataset(Dataset):
             raise ValueError(f"{self.folder}: is incomplete; run `vidvae encode-dataset` again to finish it.")
         if vae is not None and index["vae"] != model_hash(vae):
             raise ValueError(f"{self.folder}: was encoded by another autoencoder than the one given.")
-        self.statistics = LatentStatistics(index["latents_mean"], index["latents_std"])
+        self.latents_mean: list[float] = index["latents_mean"]
+        self.latents_std: list[float] = index["latents_std"]
         self.shard_size = index["shard_size"]
         self.shards = [self.folder / name for name in index["shards"]]
         self.order = ShuffledOrder(index["num_clips"], seed)

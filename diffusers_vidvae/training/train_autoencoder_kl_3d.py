@@ -20,17 +20,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.func import functional_call
 
 from diffusers_vidvae.models.autoencoder_kl_3d import AutoencoderKL3D
 
-from .config import DataConfig, RunConfig, check_model_arguments, check_range, load_config
+from .config import TrainConfig, check_range, load_config
 from .contact_sheet import save_contact_sheet
 from .data import ClipDataset, held_out_clips
-from .draws import normal_noise, torch_generators
+from .draws import draw_latents, torch_generators
 from .launch import config_path, run_from_command_line
 from .losses import (
     PatchDiscriminator3D,
@@ -42,7 +41,7 @@ from .losses import (
     mse_loss,
     psnr,
 )
-from .pretrained import load_pretrained
+from .pretrained import starting_model
 from .trainer import Batch, Objective, Trainer
 
 
@@ -71,13 +70,10 @@ class LossConfig:
 
 
 @dataclass
-class TrainAutoencoderKL3DConfig:
+class TrainAutoencoderKL3DConfig(TrainConfig):
     """Sections of the configuration file; `model` holds arguments of `AutoencoderKL3D`."""
 
-    model: dict[str, Any] = field(default_factory=dict)
-    data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
-    run: RunConfig = field(default_factory=lambda: RunConfig(max_steps=1_000_000))
 
 
 class AutoencoderKL3DObjective(Objective):
@@ -87,19 +83,18 @@ class AutoencoderKL3DObjective(Objective):
         super().__init__()
         self.model = model
         self.config = config
-        self.weights = config.loss
         self.perceptual = PerceptualLoss() if config.loss.perceptual_weight else None
         self.discriminator: PatchDiscriminator3D | None = None
         if config.loss.adversarial_weight:
             self.discriminator = PatchDiscriminator3D(model.config.in_channels, config.loss.discriminator_channels)
 
     def forward(self, batch: Batch, progress: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        weights, frame_mask = self.weights, batch["frame_mask"]
+        weights, frame_mask = self.config.loss, batch["frame_mask"]
         sample = repeat_last_frame(batch["sample"], frame_mask)
         posterior = self.model.encode(sample).latent_dist
         generators = torch_generators(self.config.run.seed, batch["draw"], stream=2)
-        noise = normal_noise(tuple(posterior.mean.shape[1:]), generators, posterior.mean)
-        decoded = self.model.decode(posterior.mean + posterior.std * noise, *sample.shape[2:]).sample
+        latents = draw_latents(posterior.mean, posterior.std, generators)
+        decoded = self.model.decode(latents, *sample.shape[2:]).sample
 
         mse = mse_loss(decoded, sample, frame_mask)
         # A latent frame is real if it holds a real frame.
@@ -117,11 +112,11 @@ class AutoencoderKL3DObjective(Objective):
             metrics |= {"adversarial": adversarial, "discriminator": judging}
         return total, {name: value.detach() for name, value in metrics.items()}
 
-    def validate(self, folder: Path, step: int) -> dict[str, float]:
+    def validate(self, contact_sheet: Path) -> dict[str, float]:
         sample = held_out_clips(self.config.data, self.config.run.validation_clips).to(self.model.device)
         posterior = self.model.encode(sample).latent_dist
         decoded = self.model.decode(posterior.mode(), *sample.shape[2:]).sample
-        save_contact_sheet(folder / f"step-{step:08d}.png", [sample, decoded])
+        save_contact_sheet(contact_sheet, [sample, decoded])
         image = self.model.decode(self.model.encode(sample[:, :, :1]).latent_dist.mode(), 1, *sample.shape[3:]).sample
         return {"psnr": psnr(decoded, sample), "psnr_images": psnr(image, sample[:, :, :1])}
 
@@ -165,15 +160,11 @@ def initialize_weights(model: AutoencoderKL3D, logvar: float = -5.0):
 def main(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     """Trains by a configuration file and returns the folder of the model."""
     config = load_config(TrainAutoencoderKL3DConfig, config_path(path), overrides)
-    torch.manual_seed(config.run.seed)
-    if config.run.pretrained_model:
-        model = load_pretrained(AutoencoderKL3D, config.run.pretrained_model)
-    else:
-        check_model_arguments(AutoencoderKL3D, config.model)
-        model = AutoencoderKL3D(**config.model)
+    model = starting_model(AutoencoderKL3D, config.run, config.model)
+    if not config.run.pretrained_model:
         initialize_weights(model)
     dataset = ClipDataset(config.data, config.run.seed)
-    return Trainer(AutoencoderKL3DObjective(model, config), dataset, config.run, config).train()
+    return Trainer(AutoencoderKL3DObjective(model, config), dataset, config).train()
 
 
 if __name__ == "__main__":

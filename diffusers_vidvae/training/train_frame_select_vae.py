@@ -29,10 +29,10 @@ from accelerate.utils import gather
 
 from diffusers_vidvae.models.frame_select_vae import FrameSelectVAE, PooledKeepHead
 
-from .config import DataConfig, RunConfig, check_model_arguments, check_range, load_config
+from .config import TrainConfig, check_range, load_config
 from .contact_sheet import save_contact_sheet
 from .data import ClipDataset, held_out_clips
-from .draws import normal_noise, torch_generators, uniform_noise
+from .draws import draw_latents, torch_generators, uniform_noise
 from .launch import config_path, run_from_command_line
 from .losses import (
     KeepCostController,
@@ -47,7 +47,7 @@ from .losses import (
     policy_gradient_loss,
     psnr,
 )
-from .pretrained import load_pretrained
+from .pretrained import starting_model
 from .procedural import MOTIONS
 from .trainer import Batch, Objective, Trainer
 
@@ -104,13 +104,10 @@ class LossConfig:
 
 
 @dataclass
-class TrainFrameSelectVAEConfig:
+class TrainFrameSelectVAEConfig(TrainConfig):
     """Sections of the configuration file; `model` holds arguments of `FrameSelectVAE`."""
 
-    model: dict[str, Any] = field(default_factory=dict)
-    data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
-    run: RunConfig = field(default_factory=lambda: RunConfig(max_steps=1_000_000))
 
 
 class FrameSelectObjective(Objective):
@@ -120,8 +117,6 @@ class FrameSelectObjective(Objective):
         super().__init__()
         self.model = model
         self.config = config
-        self.loss_config = config.loss
-        self.seed = config.run.seed
         self.keep_cost = KeepCostController(
             config.loss.target_keep_rate, config.loss.initial_keep_price, config.loss.keep_price_speed
         )
@@ -131,7 +126,7 @@ class FrameSelectObjective(Objective):
             model.encoder.keep_head.trunk_gradient_scale = config.loss.trunk_gradient_scale
 
     def forward(self, batch: Batch, progress: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        weights = self.loss_config
+        weights = self.config.loss
         sample, frame_mask = batch["sample"], batch["frame_mask"]
         posterior, keep_probs, keep_logits = self.model.encode(sample, frame_mask, return_dict=False)
         keep_logits = keep_logits.float()
@@ -173,16 +168,14 @@ class FrameSelectObjective(Objective):
         self, keep_probs: torch.Tensor, batch: Batch, progress: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Masks of every clip, `(masks, batch, frames)`, and which clips have random ones, `(batch,)`."""
-        generators = torch_generators(self.seed, batch["draw"], stream=1)
-        batch_size, num_frames = keep_probs.shape
-        noise = uniform_noise(
-            (self.loss_config.masks_per_clip, num_frames + 2), generators, keep_probs
-        )  # (B, M, T + 2)
+        weights = self.config.loss
+        generators = torch_generators(self.config.run.seed, batch["draw"], stream=1)
+        numbers = weights.masks_per_clip, keep_probs.shape[1] + 2
+        noise = uniform_noise(numbers, generators, keep_probs)  # (B, M, T + 2)
         choice = uniform_noise((1,), generators, keep_probs)[:, 0]
-        random_share = 1.0 if progress < self.loss_config.random_phase else self.loss_config.random_share
-        is_random = choice < random_share
+        is_random = choice < (1.0 if progress < weights.random_phase else weights.random_share)
 
-        rate, full = noise[:, :, :1], noise[:, :, 1:2] < self.loss_config.full_share
+        rate, full = noise[:, :, :1], noise[:, :, 1:2] < weights.full_share
         random_probs = torch.where(full, torch.ones_like(rate), rate)  # (B, M, 1)
         probs = torch.where(is_random[:, None, None], random_probs, keep_probs[:, None])
         masks = (noise[:, :, 2:] < probs) & batch["frame_mask"][:, None]
@@ -196,10 +189,9 @@ class FrameSelectObjective(Objective):
 
     def _decode(self, posterior: Any, kept: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Decodes one draw of the latents under each mask; returns the first result and all pixel losses."""
-        generators = torch_generators(self.seed, batch["draw"], stream=2)
-        noise = normal_noise(tuple(posterior.mean.shape[1:]), generators, posterior.mean)
-        latents = posterior.mean + posterior.std * noise
-        trained = self.loss_config.trained_masks
+        generators = torch_generators(self.config.run.seed, batch["draw"], stream=2)
+        latents = draw_latents(posterior.mean, posterior.std, generators)
+        trained = self.config.loss.trained_masks
         decoded, pixel = self._decode_masks(latents, kept[:trained], batch)
         with torch.no_grad():
             untrained = [
@@ -218,10 +210,10 @@ class FrameSelectObjective(Objective):
         return decoded[: len(batch["sample"])], pixel.unflatten(0, (copies, -1))
 
     def _pixel_loss(self, frames: torch.Tensor, sample: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
-        loss = mse_loss(frames, sample, frame_mask)
-        loss = loss + self.loss_config.mae_weight * mae_loss(frames, sample, frame_mask)
+        weights = self.config.loss
+        loss = mse_loss(frames, sample, frame_mask) + weights.mae_weight * mae_loss(frames, sample, frame_mask)
         if self.perceptual is not None:
-            loss = loss + self.loss_config.perceptual_weight * self.perceptual(frames, sample, frame_mask)
+            loss = loss + weights.perceptual_weight * self.perceptual(frames, sample, frame_mask)
         return loss
 
     def _scale(self, advantages: torch.Tensor, is_random: torch.Tensor) -> torch.Tensor:
@@ -230,7 +222,7 @@ class FrameSelectObjective(Objective):
 
     # Validation
 
-    def validate(self, folder: Path, step: int) -> dict[str, float]:
+    def validate(self, contact_sheet: Path) -> dict[str, float]:
         data = self.config.data
         sample = held_out_clips(data, self.config.run.validation_clips).to(self.model.device)
         posterior, probs, _ = self.model.encode(sample, return_dict=False)
@@ -246,7 +238,7 @@ class FrameSelectObjective(Objective):
         for index, motion in enumerate(() if data.validation_folders else MOTIONS[: len(sample)]):
             metrics[f"keep_{motion}"] = float(probs[index :: len(MOTIONS)].mean())
         save_contact_sheet(
-            folder / f"step-{step:08d}.png",
+            contact_sheet,
             [sample, decoded["full"], decoded["systematic"]],
             [None, None, masks["systematic"]],
         )
@@ -256,14 +248,9 @@ class FrameSelectObjective(Objective):
 def main(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     """Trains by a configuration file and returns the folder of the model."""
     config = load_config(TrainFrameSelectVAEConfig, config_path(path), overrides)
-    torch.manual_seed(config.run.seed)
-    if config.run.pretrained_model:
-        model = load_pretrained(FrameSelectVAE, config.run.pretrained_model)
-    else:
-        check_model_arguments(FrameSelectVAE, config.model)
-        model = FrameSelectVAE(**config.model)
+    model = starting_model(FrameSelectVAE, config.run, config.model)
     dataset = ClipDataset(config.data, config.run.seed)
-    return Trainer(FrameSelectObjective(model, config), dataset, config.run, config).train()
+    return Trainer(FrameSelectObjective(model, config), dataset, config).train()
 
 
 if __name__ == "__main__":

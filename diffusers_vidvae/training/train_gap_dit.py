@@ -31,14 +31,14 @@ from diffusers_vidvae.models.gap_dit import GapDiT
 from diffusers_vidvae.pipelines.pipeline_gap_dit import GapDiTPipeline
 from diffusers_vidvae.schedulers.scheduling_flow_match_gap import FlowMatchGapScheduler
 
-from .config import DataConfig, RunConfig, check_model_arguments, check_range, load_config
+from .config import RunConfig, TrainConfig, check_range, load_config
 from .contact_sheet import save_contact_sheet
 from .data import ClipDataset
-from .draws import normal_noise, torch_generators
+from .draws import draw_latents, normal_noise, torch_generators
 from .latents import INDEX_FILE, LatentDataset, encode_dataset
 from .launch import config_path, run_from_command_line
 from .losses import flow_matching_loss, gap_regression_loss
-from .pretrained import load_pretrained
+from .pretrained import load_pretrained, starting_model
 from .trainer import Batch, Objective, Trainer, make_accelerator
 
 
@@ -89,15 +89,13 @@ class LossConfig:
 
 
 @dataclass
-class TrainGapDiTConfig:
+class TrainGapDiTConfig(TrainConfig):
     """Sections of the configuration file; `model` holds arguments of `GapDiT`.
 
     `in_channels` and the gap statistics of the model follow from the latents when they are not given.
     """
 
-    model: dict[str, Any] = field(default_factory=dict)
     latents: LatentsConfig = field(default_factory=LatentsConfig)
-    data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     run: RunConfig = field(default_factory=lambda: RunConfig(max_steps=1_500_000))
 
@@ -125,7 +123,8 @@ class GapDiTObjective(Objective):
             data = torch.cat([data, gap_channels], dim=1)
 
         noise, sigma = self._noise(data, batch["draw"], channels)
-        noisy = sigma[:, None, None, None, None] * noise + (1 - sigma[:, None, None, None, None]) * data
+        level = sigma[:, None, None, None, None]
+        noisy = level * noise + (1 - level) * data
         output = self.model(noisy, 1000 * sigma, mask)
 
         latent_loss = flow_matching_loss(output.sample[:, :channels], noise[:, :channels], data[:, :channels], mask)
@@ -149,7 +148,7 @@ class GapDiTObjective(Objective):
             noise = torch.cat([noise, gap_noise], dim=1)
         return noise, logit.sigmoid()
 
-    def validate(self, folder: Path, step: int) -> dict[str, float]:
+    def validate(self, contact_sheet: Path) -> dict[str, float]:
         pipeline = GapDiTPipeline(self.model, self.vae, FlowMatchGapScheduler())
         pipeline.set_progress_bar_config(disable=True)
         count, num_frames = min(self.config.run.validation_clips, 12), self.config.data.num_frames
@@ -157,15 +156,15 @@ class GapDiTObjective(Objective):
         generators = [torch.Generator().manual_seed(i) for i in range(count)]
         free = pipeline(kept, num_inference_steps=25, generator=generators, output_type="latent")
         fixed = pipeline(kept, num_frames, num_inference_steps=25, generator=generators, output_type="pt")
-        save_contact_sheet(folder / f"step-{step:08d}.png", [fixed.frames.transpose(1, 2) * 2 - 1])
+        save_contact_sheet(contact_sheet, [fixed.frames.transpose(1, 2) * 2 - 1])
         return {"length": float(free.num_frames.float().mean())}
 
 
 def draw_packed_frames(vae: FrameSelectVAE, batch: Batch, config: TrainGapDiTConfig) -> PackedFrames:
     """Latents drawn from the posteriors of a batch, of frames drawn to be kept, as `PackedFrames`."""
-    mean, frame_mask, probs = batch["mean"], batch["frame_mask"], batch["keep_probs"]
+    frame_mask, probs = batch["frame_mask"], batch["keep_probs"]
     generators = torch_generators(config.run.seed, batch["draw"], stream=2)
-    latents = mean + batch["std"] * normal_noise(tuple(mean.shape[1:]), generators, mean)
+    latents = draw_latents(batch["mean"], batch["std"], generators)
     keep_mask = vae.select_frames(probs, frame_mask, mode=config.latents.selection, generator=generators)
     too_many = keep_mask.sum(dim=1) > config.latents.max_kept
     for clip in too_many.nonzero()[:, 0].tolist():
@@ -200,22 +199,24 @@ def gap_statistics(vae: FrameSelectVAE, dataset: LatentDataset, config: TrainGap
     return float(values.mean()), max(float(values.std()), 1e-3)
 
 
+def model_arguments(vae: FrameSelectVAE, dataset: LatentDataset, config: TrainGapDiTConfig) -> dict[str, Any]:
+    """The `model` section, completed by what follows from the latents."""
+    arguments = {"in_channels": vae.config.latent_channels, **config.model}
+    if arguments.get("gap_mode") == "flow" and "gap_log_mean" not in arguments:
+        arguments["gap_log_mean"], arguments["gap_log_std"] = gap_statistics(vae, dataset, config)
+    return arguments
+
+
 def prepare_latents(config: TrainGapDiTConfig, vae: FrameSelectVAE) -> LatentDataset:
     """The encoded data set; encodes it where there is none. Gives the autoencoder its latents' statistics."""
     folder = Path(config.latents.folder)
     if not (folder / INDEX_FILE).is_file():
         clips = ClipDataset(config.data, config.run.seed)
-        encode_dataset(
-            vae,
-            clips,
-            folder,
-            config.latents.num_clips,
-            config.latents.shard_size,
-            accelerator=make_accelerator(config.run),
-        )
+        num_clips, shard_size = config.latents.num_clips, config.latents.shard_size
+        encode_dataset(vae, clips, folder, num_clips, shard_size, accelerator=make_accelerator(config.run))
     dataset = LatentDataset(folder, config.run.seed, vae)
     if vae.config.latents_mean is None:
-        vae.register_to_config(latents_mean=dataset.statistics.mean, latents_std=dataset.statistics.std)
+        vae.register_to_config(latents_mean=dataset.latents_mean, latents_std=dataset.latents_std)
     return dataset
 
 
@@ -224,16 +225,9 @@ def main(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     config = load_config(TrainGapDiTConfig, config_path(path), overrides)
     vae = load_pretrained(FrameSelectVAE, config.latents.vae).eval().requires_grad_(False)
     dataset = prepare_latents(config, vae)
-    torch.manual_seed(config.run.seed)
-    if config.run.pretrained_model:
-        model = load_pretrained(GapDiT, config.run.pretrained_model)
-    else:
-        check_model_arguments(GapDiT, config.model)
-        arguments = {"in_channels": vae.config.latent_channels, **config.model}
-        if arguments.get("gap_mode") == "flow" and "gap_log_mean" not in arguments:
-            arguments["gap_log_mean"], arguments["gap_log_std"] = gap_statistics(vae, dataset, config)
-        model = GapDiT(**arguments)
-    folder = Trainer(GapDiTObjective(model, vae, config), dataset, config.run, config).train()
+    arguments = {} if config.run.pretrained_model else model_arguments(vae, dataset, config)
+    model = starting_model(GapDiT, config.run, arguments)
+    folder = Trainer(GapDiTObjective(model, vae, config), dataset, config).train()
     pipeline = GapDiTPipeline(GapDiT.from_pretrained(folder), vae, FlowMatchGapScheduler())
     pipeline.save_pretrained(Path(config.run.output_dir) / "pipeline")
     return Path(config.run.output_dir) / "pipeline"

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from .checkpoint import CheckpointError, checkpoint_folders, read_state, write_checkpoint
-from .config import RunConfig, flatten
+from .config import RunConfig, TrainConfig, flatten
 from .draws import DrawSampler
 
 
@@ -52,8 +52,8 @@ class Objective(nn.Module):
     def after_step(self, metrics: dict[str, float]):
         """Adapts the loss to the metrics of an optimiser step, which are the same in all processes."""
 
-    def validate(self, folder: Path, step: int) -> dict[str, float]:
-        """Metrics on held-out clips; draws contact sheets into `folder`."""
+    def validate(self, contact_sheet: Path) -> dict[str, float]:
+        """Metrics on held-out clips, of which it draws a contact sheet, a PNG file."""
         return {}
 
 
@@ -63,12 +63,12 @@ class Trainer:
     Args:
         objective: Model and loss.
         dataset: Maps a draw to a dictionary of tensors with the draw itself under `"draw"`.
-        run: How to train.
-        config: The whole configuration, for the logs and for the check on resuming.
+        config: How to train; all of it goes to the logs and must be the same when a training is resumed, but for
+            `OPERATIONAL_FIELDS`.
     """
 
-    def __init__(self, objective: Objective, dataset: Dataset, run: RunConfig, config: Any):
-        self.run = run
+    def __init__(self, objective: Objective, dataset: Dataset, config: TrainConfig):
+        self.run = run = config.run
         self.accelerator = make_accelerator(run)
         self.output_dir = Path(run.output_dir)
         self.config = flatten(dataclasses.asdict(config))
@@ -138,7 +138,7 @@ class Trainer:
             self.accelerator.num_processes,
             first_batch=self.step * self.run.gradient_accumulation_steps,
         )
-        num_workers = int(self.config.get("data.num_workers") or 0)
+        num_workers = self.config["data.num_workers"]
         loader = DataLoader(
             self.dataset,
             batch_size=self.run.batch_size,
@@ -231,7 +231,7 @@ class Trainer:
         eager = torch.compiler.set_stance("force_eager")
         with eager, self._averaged_weights(), torch.no_grad(), self.accelerator.autocast(), attention_kernel(self.run):
             if self.accelerator.is_main_process or sharded(self.accelerator):
-                metrics = objective.validate(self.output_dir / "samples", self.step)
+                metrics = objective.validate(self.output_dir / "samples" / f"step-{self.step:08d}.png")
         self.wrapped.train()
         if self.accelerator.is_main_process and metrics:
             self._log(metrics, prefix="validation")
