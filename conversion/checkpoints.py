@@ -17,6 +17,9 @@ from safetensors import SafetensorError, safe_open
 Shape = tuple[int, ...]
 Model = TypeVar("Model", bound=ModelMixin)
 
+# What messages call the checkpoint of `from_single_file`, whose name is not passed on.
+SINGLE_FILE = "the original checkpoint"
+
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read, or whose keys and shapes are not those of the model."""
@@ -182,7 +185,7 @@ class Conversion(Generic[Model]):
         Raises:
             CheckpointError: Keys or shapes are not those of the architecture; lists all of them.
         """
-        config = self.infer_config(checkpoint.shapes, **overrides)
+        config = self._config(checkpoint, overrides)
         return build_model(self.model_class, config, self.convert_tensors(checkpoint, config), dtype)
 
     def convert_tensors(self, checkpoint: Checkpoint, config: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -198,15 +201,21 @@ class Conversion(Generic[Model]):
 
     def map_single_file_config(self, original_config: Mapping[str, Any], checkpoint: dict, **kwargs) -> dict[str, Any]:
         r"""Configuration for the model's `from_single_file`; entries of `original_config` win."""
-        return dict(self.infer_config(Checkpoint.from_state_dict(checkpoint).shapes, **original_config))
+        return dict(self._config(Checkpoint.from_state_dict(checkpoint, SINGLE_FILE), original_config))
 
     def map_single_file_checkpoint(
         self, checkpoint: dict, config: Mapping[str, Any], **kwargs
     ) -> dict[str, torch.Tensor]:
         r"""State dict for the model's `from_single_file`."""
-        opened = Checkpoint.from_state_dict(checkpoint, "the original checkpoint")
+        opened = Checkpoint.from_state_dict(checkpoint, SINGLE_FILE)
         known = {name: value for name, value in config.items() if not name.startswith("_")}
-        return dict(self.convert_tensors(opened, self.infer_config(opened.shapes, **known)))
+        return dict(self.convert_tensors(opened, self._config(opened, known)))
+
+    def _config(self, checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            return self.infer_config(checkpoint.shapes, **overrides)
+        except CheckpointError as error:
+            raise CheckpointError(f"{checkpoint.name}: {error}") from error
 
 
 def describe_plan(checkpoint: Checkpoint, plan: KeyPlan) -> str:

@@ -177,7 +177,7 @@ def infer_config(shapes: Mapping[str, Shape], **overrides: Any) -> SourceConfig:
     fits = "\n  ".join(str(fit) for fit in fit_layouts(shapes))
     sample = ", ".join(sorted(shapes)[:3])
     raise CheckpointError(
-        f"Keys such as {sample} follow none of the namings {tuple(NAMINGS)}, so nothing is converted. By shapes alone:"
+        f"keys such as {sample} follow none of the namings {tuple(NAMINGS)}, so nothing is converted. By shapes alone:"
         f"\n  {fits}"
     )
 
@@ -266,7 +266,7 @@ def _read_config(layers: Mapping[str, tuple[str, Shape]]) -> dict[str, Any]:
 
     def width(layer: str, axis: int) -> int:
         if layer not in layers:
-            raise CheckpointError(f"The checkpoint has no {layer}, or by another name.")
+            raise CheckpointError(f"layer {layer} is missing, or has another name.")
         return layers[layer][1][axis]
 
     levels = range(count(r"encoder\.down_blocks\.(\d+)\."))

@@ -86,7 +86,7 @@ def infer_config(shapes: Mapping[str, Shape], **overrides: Any) -> dict[str, Any
             **overrides,
         }
     except KeyError as error:
-        raise CheckpointError(f"Not a dynamic-frame-compression transformer: key {error} is missing.") from error
+        raise CheckpointError(f"not a dynamic-frame-compression transformer: key {error} is missing.") from error
 
 
 def key_plan(config: Mapping[str, Any]) -> KeyPlan:

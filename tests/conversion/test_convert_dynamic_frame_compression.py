@@ -182,7 +182,7 @@ def test_all_differences_are_listed(source, original_file):
 
 def test_foreign_files_are_refused(source, tmp_path):
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(CheckpointError, match=f"Not a dynamic-frame-compression {source.what}"):
+    with pytest.raises(CheckpointError, match=f"other.safetensors: not a dynamic-frame-compression {source.what}"):
         source.module.convert(Checkpoint.open(tmp_path / "other.safetensors"))
 
 
