@@ -21,6 +21,8 @@ def as_frames(video: Tensor | np.ndarray) -> Tensor:
         video = torch.from_numpy(np.ascontiguousarray(video))
     if not isinstance(video, Tensor):
         raise ValueError(f"expected a tensor or an array of pixels, got {type(video).__name__}")
+    if video.is_floating_point() and not torch.isfinite(video).all():
+        raise ValueError(f"{int((~torch.isfinite(video)).sum())} of {video.numel()} pixel values are not finite")
     if video.is_floating_point() and video.dim() == 5:
         frames = video.detach().float().transpose(1, 2).clamp(-1, 1) / 2 + 0.5
     elif video.dtype == torch.uint8 and video.dim() in (4, 5):
@@ -32,8 +34,6 @@ def as_frames(video: Tensor | np.ndarray) -> Tensor:
         )
     if frames.numel() == 0:
         raise ValueError(f"expected at least one frame and pixel, got shape {tuple(video.shape)}")
-    if not torch.isfinite(frames).all():
-        raise ValueError("some pixels are not finite")
     return frames
 
 

@@ -90,7 +90,8 @@ def test_pixels_beyond_the_range_count_as_shown():
         (torch.zeros(3, 4, 5), r"got torch.float32 \(3, 4, 5\)"),
         (torch.zeros(1, 3, 2, 4, 4, dtype=torch.int64), "got torch.int64"),
         (torch.zeros(1, 3, 0, 4, 4), "at least one frame"),
-        (torch.full((1, 3, 1, 4, 4), torch.nan), "not finite"),
+        (torch.full((1, 3, 1, 4, 4), torch.nan), "48 of 48 pixel values are not finite"),
+        (torch.tensor([0.5, torch.inf]).expand(1, 3, 1, 4, 2), "12 of 24 pixel values are not finite"),
     ],
 )
 def test_other_inputs_are_refused(video, message):
