@@ -3,12 +3,16 @@ r"""Model cards: what a repository holds, where it comes from and how to run it.
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub import ModelCard, ModelCardData
 from safetensors import safe_open
+
+
+CONFIG_FILES = ("model_index.json", "config.json", "scheduler_config.json")
 
 
 class _Kind(NamedTuple):
@@ -123,7 +127,7 @@ def describe_folder(folder: str | os.PathLike[str]) -> tuple[str, dict[str, Any]
     Raises:
         ValueError: The folder holds nothing of this package.
     """
-    for name in ("model_index.json", "config.json", "scheduler_config.json"):
+    for name in CONFIG_FILES:
         file = Path(folder) / name
         if file.is_file():
             config = json.loads(file.read_text(encoding="utf-8"))
@@ -133,8 +137,7 @@ def describe_folder(folder: str | os.PathLike[str]) -> tuple[str, dict[str, Any]
                 return class_name, config
             raise ValueError(f"{file} is of class {class_name!r}; this package publishes {sorted(_KINDS)}.")
     raise ValueError(
-        f"{folder} holds no model_index.json, config.json or scheduler_config.json: save a pipeline, model or"
-        " scheduler there first."
+        f"{folder} holds none of {', '.join(CONFIG_FILES)}: save a pipeline, model or scheduler there first."
     )
 
 
@@ -236,9 +239,5 @@ def count_parameters(folder: str | os.PathLike[str]) -> int:
     plain = [file for file in files if file.name.startswith("diffusion_pytorch_model") and file.name.count(".") == 1]
     for file in plain or files:
         with safe_open(file, framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118
-                size = 1
-                for side in tensors.get_slice(key).get_shape():
-                    size *= side
-                total += size
+            total += sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
     return total

@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from .cards import build_model_card, describe_folder
+from .cards import CONFIG_FILES, build_model_card, describe_folder
 from .standalone import export_standalone
 
 
@@ -85,7 +85,7 @@ def _operations(folder: Path, subfolder: str | None) -> list[CommitOperationAdd]
 
 def _content(file: Path) -> str | bytes:
     """A file's path, or its text without the path on this machine that diffusers notes in a loaded configuration."""
-    if file.name not in ("model_index.json", "config.json", "scheduler_config.json"):
+    if file.name not in CONFIG_FILES:
         return str(file)
     config = json.loads(file.read_text(encoding="utf-8"))
     if config.pop("_name_or_path", None) is None:
