@@ -730,6 +730,9 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
         Yields:
             Parameters of the latent distribution, `(B, 2 * latent_channels, t', h, w)`, as soon as they are known; put
             together, those of `encode`.
+
+        Raises:
+            ValueError: A shape or dtype does not fit, pieces differ in size, or values are not finite.
         """
         ratio = self.temporal_compression_ratio
         states: dict[int, State] = {}

@@ -528,12 +528,16 @@ class FrameSelectVAE(
     def encode(
         self, sample: torch.Tensor, frame_mask: torch.Tensor | None = None, return_dict: bool = True
     ) -> FrameSelectEncoderOutput | tuple[DiagonalGaussianDistribution, torch.Tensor, torch.Tensor]:
-        r"""
+        r"""Encodes every frame, and says how much worth keeping it is.
+
         Args:
             sample: Pixels in [-1, 1], `(batch, channels, frames, height, width)`. Height and width are multiples of
                 the patch size; a model with a `"latent"` keep head takes `sample_size` only, unless tiling is on.
             frame_mask: Bool `(batch, frames)`, True for real frames, which come first, False for padding.
             return_dict: Whether to return a `FrameSelectEncoderOutput` instead of a tuple.
+
+        Raises:
+            ValueError: The shape does not fit the model, or a mask does not fit the clips.
         """
         self._check_sample(sample)
         frame_mask = self._check_frame_mask(frame_mask, sample.shape[0], sample.shape[2])
@@ -621,6 +625,9 @@ class FrameSelectVAE(
 
         Returns:
             Bool `(batch, frames)`, True for kept frames.
+
+        Raises:
+            ValueError: An unknown mode, a shape that does not fit, or a count that a clip or the mode does not allow.
         """
         if mode not in SELECTION_MODES:
             raise ValueError(f"`mode` must be one of {SELECTION_MODES}, got {mode!r}.")
@@ -657,6 +664,9 @@ class FrameSelectVAE(
             latents: `(batch, latent_channels, frames, height, width)`.
             keep_mask: Bool `(batch, frames)`, at least one True in every row.
             frame_mask: Bool `(batch, frames)`; False for padding.
+
+        Raises:
+            ValueError: A mask has another shape, or keeps no frame of a clip.
         """
         batch_size, _, num_frames = latents.shape[:3]
         keep_mask, checked_mask = self._check_masks(keep_mask, frame_mask, batch_size, num_frames)
@@ -676,6 +686,9 @@ class FrameSelectVAE(
 
         Returns:
             latents `(batch, latent_channels, frames, height, width)`, keep_mask and frame_mask `(batch, frames)`.
+
+        Raises:
+            ValueError: Gaps lead beyond the end of their clip.
         """
         num_frames = int(packed.num_frames.max())
         positions = packed.gaps.cumsum(dim=1)
@@ -705,13 +718,21 @@ class FrameSelectVAE(
         frame_mask: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> DecoderOutput | tuple[torch.Tensor]:
-        r"""
+        r"""Decodes a clip from the latents of its kept frames.
+
         Args:
             latents: `(batch, latent_channels, frames, height, width)`; those of dropped frames are not read.
             keep_mask: Bool `(batch, frames)`, True for frames to decode from their latents; by default all.
             frame_mask: Bool `(batch, frames)`, True for real frames, which come first, False for padding, whose
                 pixels are returned as 0.
             return_dict: Whether to return a `DecoderOutput` instead of a tuple.
+
+        Returns:
+            Pixels `(batch, channels, frames, height, width)`, in [-1, 1] but for the model's errors: they are not
+            clamped.
+
+        Raises:
+            ValueError: The shape does not fit the model, or a mask has another shape or keeps no frame of a clip.
         """
         self._check_latents(latents)
         if keep_mask is None:

@@ -275,7 +275,8 @@ class GapDiT(ModelMixin, ConfigMixin, AttentionMixin, FromOriginalModelMixin, Pe
         attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,
     ) -> GapDiTOutput | tuple[torch.Tensor, ...]:
-        r"""
+        r"""Predicts the velocity, noise - data, of noisy latents and how far apart their frames are.
+
         Args:
             hidden_states: Noisy latents `(batch, in_channels + num_gap_channels, kept, height, width)`. Gap channels
                 come last and are constant over height and width.
@@ -283,6 +284,9 @@ class GapDiT(ModelMixin, ConfigMixin, AttentionMixin, FromOriginalModelMixin, Pe
             frame_mask: Bool `(batch, kept)`, True for real latent frames, which come first, False for padding.
             attention_kwargs: `{"scale": weight}` sets the weight of active LoRAs.
             return_dict: Whether to return a `GapDiTOutput` instead of a tuple.
+
+        Raises:
+            ValueError: A shape does not fit the model, or there are more latent frames than it takes.
         """
         self._check_inputs(hidden_states, frame_mask)
         batch_size, _, num_frames, height, width = hidden_states.shape

@@ -140,6 +140,7 @@ class KeepCostController(nn.Module):
 
     @torch.no_grad()
     def update(self, rate: torch.Tensor):
+        """Takes in the mean keep rate of a step, a scalar in [0, 1]."""
         factor = torch.exp(self.speed * (rate.float() - self.target_rate) / self.target_rate)
         self.price.mul_(factor).clamp_(*self.limits)
 
@@ -169,7 +170,13 @@ def hinge_generator_loss(fake_scores: torch.Tensor) -> torch.Tensor:
 
 
 class PatchDiscriminator3D(nn.Module):
-    """A few strided 3D convolutions that score overlapping patches of a clip."""
+    """A few strided 3D convolutions that score overlapping patches of a clip, high where it looks real.
+
+    Args:
+        in_channels: Pixel channels.
+        channels: Width of the first layer; each of the next ones is twice as wide.
+        num_layers: Layers that halve height and width.
+    """
 
     def __init__(self, in_channels: int = 3, channels: int = 32, num_layers: int = 3):
         super().__init__()
