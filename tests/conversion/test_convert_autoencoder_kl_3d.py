@@ -3,6 +3,7 @@ r"""Conversion of checkpoints to AutoencoderKL3D: several layouts and spellings,
 from __future__ import annotations
 
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -62,6 +63,14 @@ def make_checkpoint(model: AutoencoderKL3D, config: dict, source: SourceFormat) 
     }
 
 
+def save_checkpoint(path: Path, layout: str, naming: str) -> AutoencoderKL3D:
+    """Writes the checkpoint of a new model and returns the model."""
+    config = config_of(layout)
+    model = AutoencoderKL3D(**config).eval()
+    save_file(make_checkpoint(model, config, SourceFormat(naming=naming)), path)
+    return model
+
+
 @pytest.fixture(scope="module", params=LAYOUTS)
 def original(request) -> tuple[AutoencoderKL3D, dict]:
     torch.manual_seed(0)
@@ -89,10 +98,8 @@ def test_layouts_and_spellings_come_back(original, naming, spelling, tmp_path):
 
 @torch.no_grad()
 def test_single_files_load(tmp_path):
-    config = config_of("no attention")
-    model = AutoencoderKL3D(**config).eval()
     path = tmp_path / "vae.safetensors"
-    save_file(make_checkpoint(model, config, SourceFormat(naming="latent-diffusion")), path)
+    model = save_checkpoint(path, "no attention", "latent-diffusion")
     loaded = AutoencoderKL3D.from_single_file(str(path))
     x = 2 * torch.rand(1, 3, 2, 16, 16) - 1
     assert torch.equal(loaded(x).sample, model(x).sample)
@@ -159,9 +166,8 @@ def test_checkpoints_are_recognized_by_their_keys():
 
 
 def test_dry_run_reports_and_writes_nothing(tmp_path, capsys):
-    config = config_of("no attention")
     path = tmp_path / "vae.safetensors"
-    save_file(make_checkpoint(AutoencoderKL3D(**config), config, SourceFormat(naming="diffusers")), path)
+    save_checkpoint(path, "no attention", "diffusers")
     main([str(path), "--dry-run"])
     report = capsys.readouterr().out
     assert "Layouts with these shapes" in report
@@ -170,10 +176,8 @@ def test_dry_run_reports_and_writes_nothing(tmp_path, capsys):
 
 
 def test_script_writes_a_model_folder(tmp_path):
-    config = config_of("uneven halves")
-    model = AutoencoderKL3D(**config)
     path = tmp_path / "vae.safetensors"
-    save_file(make_checkpoint(model, config, SourceFormat(naming="diffusers")), path)
+    model = save_checkpoint(path, "uneven halves", "diffusers")
     main([str(path), "--output", str(tmp_path / "vae")])
     loaded = AutoencoderKL3D.from_pretrained(tmp_path / "vae")
     assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
