@@ -191,7 +191,8 @@ def load_config(config_class: type[ConfigType], path: str | Path, overrides: Seq
         overrides: Values that replace those of the file, such as `"run.max_steps=100"`.
 
     Raises:
-        ValueError: A key or section that does not exist, a value of the wrong type or out of range.
+        ValueError: There is no such file, or it is not YAML; a key or section does not exist; a value has the wrong
+            type or is out of range.
     """
     path = Path(path)
     if not path.is_file():
@@ -252,7 +253,10 @@ def _apply_override(values: dict[str, Any], override: str):
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
             raise ValueError(f"`{section}` of the override {override!r} is no section.")
-    values[name] = yaml.safe_load(text)
+    try:
+        values[name] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"The value of the override {override!r} is not YAML.") from error
 
 
 def check_model_arguments(model_class: type, arguments: Mapping[str, Any]):

@@ -21,6 +21,9 @@ class ClipDataset(Dataset):
     Args:
         config: What the clips are made of.
         seed: Seed of order, crops and flips.
+
+    Raises:
+        ValueError: A folder does not exist or holds nothing readable, or no validation video is long enough.
     """
 
     def __init__(self, config: DataConfig, seed: int = 0):

@@ -94,7 +94,11 @@ class ClipFolder:
         return len(self.sources)
 
     def clip(self, rng: np.random.Generator) -> torch.Tensor:
-        """A random clip, uint8 `(frames, sample_size, sample_size, 3)`, of at most `num_frames` frames."""
+        """A random clip, uint8 `(frames, sample_size, sample_size, 3)`, of at most `num_frames` frames.
+
+        Raises:
+            ValueError: File after file turns out to be damaged.
+        """
         for _ in range(MAX_ATTEMPTS):
             source = self.sources[int(rng.integers(len(self.sources)))]
             start = int(rng.integers(0, max(source.num_frames - self.num_frames, 0) + 1))

@@ -32,6 +32,9 @@ def plot_curves(paths: list[str | Path], output: str | Path) -> Path:
     Args:
         paths: Metrics logs, in the order of the runs.
         output: Image file to write.
+
+    Raises:
+        ValueError: A file is missing, is no metrics log or holds no metrics yet.
     """
     import matplotlib
 
@@ -49,7 +52,7 @@ def plot_curves(paths: list[str | Path], output: str | Path) -> Path:
         offset = 0.0
         for path, lines in zip(paths, runs, strict=True):
             _draw(axis, lines, name, offset, Path(path).parent.name)
-            offset += max(line["minutes"] for line in lines)
+            offset += max((line["minutes"] for line in lines), default=0.0)
         axis.set_title(f"{name[0]}: {name[1]}", fontsize=9)
         axis.grid(alpha=0.3)
     for axis in axes.flat[len(names) :]:

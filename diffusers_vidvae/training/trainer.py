@@ -96,7 +96,13 @@ class Trainer:
         return min(self.step / self.run.max_steps, 1.0)
 
     def train(self) -> Path:
-        """Trains to the end and returns the folder of the final model."""
+        """Trains to the end and returns the folder of the final model.
+
+        Raises:
+            CheckpointError: The newest checkpoint is of another configuration or is not to be resumed, or one cannot
+                be written.
+            ValueError: The loss is not finite.
+        """
         self._resume_or_start()
         self.wrapped.train()
         batches = self._batches()

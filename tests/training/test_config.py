@@ -63,9 +63,17 @@ def test_a_missing_config_is_refused(tmp_path):
         load_config(train_frame_select_vae.TrainFrameSelectVAEConfig, tmp_path / "none.yaml")
 
 
-def test_a_malformed_override_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="must look like section.key=value, got 'run.max_steps'"):
-        load(tmp_path, "run: {max_steps: 3}", "run.max_steps")
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("run.max_steps", "must look like section.key=value, got 'run.max_steps'"),
+        ("data.folders=[videos", r"value of the override 'data.folders=\[videos' is not YAML"),
+        ("run.max_steps.x=1", "`max_steps` of the override 'run.max_steps.x=1' is no section"),
+    ],
+)
+def test_malformed_overrides_are_refused(tmp_path, override, message):
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, "run: {max_steps: 3}", override)
 
 
 def test_unknown_model_arguments_are_refused():

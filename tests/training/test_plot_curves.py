@@ -13,7 +13,9 @@ def test_curves_of_runs_that_followed_each_other_are_drawn(tmp_path):
         (tmp_path / run).mkdir()
         lines = [{"step": i, "minutes": i / 10, "split": "train", "loss": 1 / i} for i in range(1, 4)]
         (tmp_path / run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    logs = [tmp_path / run / "metrics.jsonl" for run in ("first", "second")]
+    (tmp_path / "just_started").mkdir()
+    (tmp_path / "just_started" / "metrics.jsonl").touch()
+    logs = [tmp_path / run / "metrics.jsonl" for run in ("first", "second", "just_started")]
     picture = Image.open(plot_curves(logs, tmp_path / "curves.png")).convert("L")
     assert picture.getextrema() == (0, 255)
 
