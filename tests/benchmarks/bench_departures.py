@@ -8,8 +8,8 @@ selection, at 32x32 pixels. PSNR in dB on procedural clips of another seed, and 
 95 % interval by paired bootstrap over clips; it does not know of the spread between training seeds, which more
 `--seeds` show. The last line decodes frames twice as high and wide as those of the training.
 
-GapDiT: the same on latents of the embedded autoencoder. Error of the velocity at fixed noise levels, without that of
-the gaps; lengths are of sampled clips, whose training clips all had 16 frames.
+GapDiT: the same on latents of the embedded autoencoder (or `--vae`). Error of the velocity at fixed noise levels,
+without that of the gaps; lengths are of sampled clips, whose training clips all had 16 frames.
 
 Trainings that are finished in the output folder are not repeated.
 """
@@ -144,9 +144,11 @@ def held_out_velocity(folder: Path, options: argparse.Namespace) -> torch.Tensor
 
 def held_out_batches(folder: Path, options: argparse.Namespace):
     config = load_config(
-        train_gap_dit.TrainGapDiTConfig, config_path("demo_gap_dit.yaml"), ["latents.vae=demo", "run.seed=4242"]
+        train_gap_dit.TrainGapDiTConfig,
+        config_path("demo_gap_dit.yaml"),
+        [f"latents.vae={options.vae}", "run.seed=4242"],
     )
-    vae = load_pretrained(FrameSelectVAE, "demo").eval()
+    vae = load_pretrained(FrameSelectVAE, options.vae).eval()
     model = GapDiT.from_pretrained(folder / "model").eval()
     objective = train_gap_dit.GapDiTObjective(model, vae, config)
     clips = procedural_clips(config.data, seed_offset=4242)
@@ -166,9 +168,9 @@ def held_out_batches(folder: Path, options: argparse.Namespace):
     return config, objective, batches
 
 
-def sampled_lengths(folder: Path) -> torch.Tensor:
+def sampled_lengths(folder: Path, options: argparse.Namespace) -> torch.Tensor:
     """Frames of 32 clips that were sampled without asking for a length."""
-    vae = load_pretrained(FrameSelectVAE, "demo").eval()
+    vae = load_pretrained(FrameSelectVAE, options.vae).eval()
     pipeline = GapDiTPipeline(GapDiT.from_pretrained(folder / "model"), vae, FlowMatchGapScheduler())
     pipeline.set_progress_bar_config(disable=True)
     kept = [1 + i % 8 for i in range(32)]
@@ -182,12 +184,16 @@ def transformer_table(options: argparse.Namespace, seed: int):
     for name in [row for row in TRANSFORMER_ROWS if row == "demo" or row in options.only]:
         folder = options.output / f"transformer-{name}-{seed}"
         if not finished(folder):
-            latents = ["latents.vae=demo", f"latents.folder={options.output / 'latents'}", "latents.num_clips=1000"]
+            latents = [
+                f"latents.vae={options.vae}",
+                f"latents.folder={options.output / 'latents'}",
+                "latents.num_clips=1000",
+            ]
             overrides = latents + common(options, folder, seed) + TRANSFORMER_ROWS[name]
             train_gap_dit.main("demo_gap_dit.yaml", overrides)
         with torch.no_grad():
             errors = held_out_velocity(folder, options)
-            lengths = sampled_lengths(folder)
+            lengths = sampled_lengths(folder, options)
         reference = errors if reference is None else reference
         value, base = float(errors.mean()), float(reference.mean())
         spread = 1.96 * float((errors - reference).std()) / len(errors) ** 0.5
@@ -207,6 +213,7 @@ def main():
     parser.add_argument("--output", type=Path, default=Path(tempfile.gettempdir()) / "vidvae_departures")
     parser.add_argument("--models", nargs="+", default=["vae", "transformer"], choices=["vae", "transformer"])
     parser.add_argument("--vae-config", default="demo_frame_select_vae_32.yaml", help="the first row's configuration")
+    parser.add_argument("--vae", default="demo", help="folder of the FrameSelectVAE that GapDiT is trained on")
     parser.add_argument("--only", nargs="+", default=rows, choices=rows)
     options = parser.parse_args()
     for seed in options.seeds:
