@@ -307,7 +307,8 @@ def test_the_demo_clip_can_be_compressed(capsys, results):
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_nothing(shared_media, results, tiny_model):
+@pytest.mark.parametrize("interruption", [signal.SIGINT, signal.SIGTERM])
+def test_interruptions_leave_nothing(shared_media, results, tiny_model, interruption):
     command = [sys.executable, "-c", "from diffusers_vidvae.cli import main; main()", "compress"]
     arguments = [shared_media / "clips" / "bottles_long.mp4", "-o", results / "clip.fsv", "-m", tiny_model]
     process = subprocess.Popen([*command, *map(str, arguments)], stderr=subprocess.PIPE, text=True)
@@ -315,7 +316,7 @@ def test_ctrl_c_leaves_nothing(shared_media, results, tiny_model):
     # The unfinished file tells that compression has begun.
     while not list(results.iterdir()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, interruption)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "error: interrupted" in errors and "Traceback" not in errors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -50,7 +51,9 @@ for module in (compression, reconstruction, generation, inspection, conversion, 
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs `vidvae` and exits: 0 on success, 1 on an error, 2 on wrong usage, 130 when interrupted."""
+    """Runs `vidvae` and exits: 0 on success, 1 on an error, 2 on wrong usage, 130 when interrupted or terminated."""
+    # Job schedulers, containers and `timeout` ask to end by SIGTERM; it unwinds like Ctrl-C and leaves nothing behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
 
 
