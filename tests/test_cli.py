@@ -259,6 +259,8 @@ def test_models_that_are_none_are_refused(capsys, clip, results, monkeypatch, mo
         (["-o", "missing/clip.fsv"], "there is no folder missing"),
         (["-o", "clip.fsv", "--rate", "2"], "`rate` must be in"),
         (["-o", "clip.fsv", "--num-frames", "11"], "`num_frames` must be from 2"),
+        (["-o", "clip.fsv", "--threshold", "0.3"], "--threshold 0.3: is for --mode threshold, got --mode systematic"),
+        (["-o", "clip.fsv", "--threshold", "3", "--mode", "threshold"], "`threshold` must be in [0, 1], got 3.0"),
         (["-o", "clip.fsv", "--fps", "0/1"], "--fps 0/1: must be a positive number or ratio"),
         (["-o", "clip.fsv", "--device", "tpu?"], "--device tpu?"),
     ],

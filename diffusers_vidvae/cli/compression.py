@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import console, models
+from .console import CommandError
 from .options import Device, Force, Fps, Json, Mode, Model, ModelDType, Output, Quantize, Seed, SizeMode
 
 
@@ -38,7 +39,9 @@ def compress(
         int | None, typer.Option(help="Frames to keep of the whole clip. Default: as many as the model asks for.")
     ] = None,
     rate: Annotated[float | None, typer.Option(help="Share of the frames to keep, in (0, 1].")] = None,
-    threshold: Annotated[float, typer.Option(help="Keep probability above which mode `threshold` keeps.")] = 0.5,
+    threshold: Annotated[
+        float | None, typer.Option(help="Keep probability above which mode `threshold` keeps. Default: 0.5.")
+    ] = None,
     quantize: Annotated[Quantize, typer.Option(help="How latents are stored.")] = Quantize.bf16,
     size_mode: Annotated[
         SizeMode, typer.Option(help="How frames are brought to a size that the model takes.")
@@ -53,6 +56,8 @@ def compress(
     """Compress a video to an .fsv file of the latents of its kept frames."""
     console.check_output(output, force, [".fsv"])
     rate_of_frames = models.parse_fps(fps)
+    if threshold is not None and mode != Mode.threshold:
+        raise CommandError(f"--threshold {threshold}: is for --mode threshold, got --mode {mode.value}")
     pipeline = load_compression_pipeline(model, device, dtype)
     compressed = pipeline.compress_file(
         input,
@@ -61,7 +66,7 @@ def compress(
         mode=mode.value,
         num_frames=num_frames,
         rate=rate,
-        threshold=threshold,
+        threshold=0.5 if threshold is None else threshold,
         generator=models.make_generator(seed),
         quantize=quantize.value,
         size_mode=size_mode.value,

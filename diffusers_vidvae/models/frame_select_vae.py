@@ -620,17 +620,20 @@ class FrameSelectVAE(
                 evenly spaced ones; `"threshold"` all above `threshold`; `"bernoulli"` each with its own probability.
             num_frames: K, at least 1 and at most the shortest clip's length.
             rate: K as a fraction of a clip's length, in (0, 1]. With neither, K is the rounded sum of probabilities.
-            threshold: Probability above which `"threshold"` keeps a frame.
+            threshold: Probability, in [0, 1], above which `"threshold"` keeps a frame.
             generator: Source of randomness; a list gives every clip its own.
 
         Returns:
             Bool `(batch, frames)`, True for kept frames.
 
         Raises:
-            ValueError: An unknown mode, a shape that does not fit, or a count that a clip or the mode does not allow.
+            ValueError: An unknown mode, a shape or threshold that does not fit, or a count that a clip or the mode
+                does not allow.
         """
         if mode not in SELECTION_MODES:
             raise ValueError(f"`mode` must be one of {SELECTION_MODES}, got {mode!r}.")
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"`threshold` must be in [0, 1], got {threshold}.")
         if keep_probs.ndim != 2:
             raise ValueError(f"`keep_probs` must have shape (batch, frames), got {tuple(keep_probs.shape)}.")
         checked_mask = self._check_frame_mask(frame_mask, *keep_probs.shape)

@@ -144,6 +144,7 @@ def test_every_clip_can_have_its_own_generator():
         ({"rate": 1.5}, r"in \(0, 1\], got 1.5"),
         ({"rate": 0.5, "num_frames": 2}, "not both, got 2 and 0.5"),
         ({"mode": "threshold", "num_frames": 2}, "do not apply to mode 'threshold'"),
+        ({"mode": "threshold", "threshold": 2}, r"`threshold` must be in \[0, 1\], got 2"),
         ({"mode": "bernoulli", "rate": 0.5}, "do not apply to mode 'bernoulli'"),
         ({"mode": "bernoulli", "generator": [torch.Generator()]}, "each of the 2 clips, got 1"),
         ({"frame_mask": torch.ones(2, 5)}, r"\(2, 4\), got \(2, 5\)"),
