@@ -382,6 +382,12 @@ def test_generated_frames_go_where_the_name_says(capsys, results, name):
         assert Image.open(results / name).width > 64
 
 
+def test_outputs_that_cannot_be_written_are_refused_before_a_model_is_loaded(capsys, results):
+    message = fail(capsys, "generate", "-o", results / "frames.jpg", "-m", "./nothing")
+    assert "frames.jpg: the ending must be one of" in message
+    assert list(results.iterdir()) == []
+
+
 def test_given_pictures_stay_where_they_are_put(capsys, results):
     Image.effect_noise((64, 64), 64).convert("RGB").save(results / "photo.png")
     report = call(

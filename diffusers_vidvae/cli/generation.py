@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import Enum
 from fractions import Fraction
 from pathlib import Path
@@ -82,22 +84,23 @@ def generate(
     console.check_output(output, force)
     if sheet is not None:
         console.check_output(sheet, force, [".png"])
-    pipeline = load_generation_pipeline(model, vae, models.Device.choose(device, dtype))
-    pipeline.scheduler = make_scheduler(pipeline.scheduler, scheduler, shift)
     given, clip_fps = read_given_frames(image, video, last)
-    seed = secrets.randbelow(2**31) if seed is None else seed
-    result = pipeline(
-        num_latent_frames=num_latent_frames,
-        num_frames=num_frames,
-        num_inference_steps=steps,
-        frame_indices=frame_index or None,
-        generator=models.make_generator(seed),
-        output_type="np",
-        **given,
-    )
-    frames = (result.frames[0] * 255).round().astype("uint8")
     rate = rate or clip_fps or DEFAULT_FPS
-    write_frames(frames, output, rate, force)
+    seed = secrets.randbelow(2**31) if seed is None else seed
+    with open_output(output, rate, force) as write:
+        pipeline = load_generation_pipeline(model, vae, models.Device.choose(device, dtype))
+        pipeline.scheduler = make_scheduler(pipeline.scheduler, scheduler, shift)
+        result = pipeline(
+            num_latent_frames=num_latent_frames,
+            num_frames=num_frames,
+            num_inference_steps=steps,
+            frame_indices=frame_index or None,
+            generator=models.make_generator(seed),
+            output_type="np",
+            **given,
+        )
+        frames = (result.frames[0] * 255).round().astype("uint8")
+        write(frames)
     if sheet is not None:
         write_contact_sheet(frames, sheet)
     report = {
@@ -194,15 +197,20 @@ def read_given_frames(
         return {"video": list(frames)}, reader.info.fps
 
 
-def write_frames(frames: np.ndarray, output: Path, fps: Fraction, overwrite: bool) -> None:
-    """Writes frames `(T, H, W, 3)` of uint8 as the output's name says."""
+@contextmanager
+def open_output(output: Path, fps: Fraction, overwrite: bool) -> Iterator[Callable[[np.ndarray], None]]:
+    """The function that writes frames `(T, H, W, 3)` of uint8 as the output's name says.
+
+    Raises:
+        MediaError: The output cannot be written; that is known here, before frames are generated for it.
+    """
     from diffusers_vidvae.media import VideoWriter
 
     if output.suffix.lower() == ".png":
-        write_contact_sheet(frames, output)
+        yield lambda frames: write_contact_sheet(frames, output)
         return
     with VideoWriter(output, fps, overwrite=overwrite) as writer:
-        writer.write(frames)
+        yield writer.write
 
 
 def write_contact_sheet(frames: np.ndarray, path: Path) -> None:
