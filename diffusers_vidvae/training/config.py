@@ -77,6 +77,8 @@ class RunConfig:
         output_dir: Folder of checkpoints, logs, contact sheets and the final model.
         pretrained_model: Folder or Hub id of a model to start from, or of a pipeline that holds it; "demo" for the
             embedded one. Its config replaces the `model` section.
+        trained_parts: Modules of the model to train, such as "decoder" or "encoder.keep_head"; empty for all. The
+            other weights stay as they are: with the encoder's, so do the latents that other models were trained on.
         resume: Whether to continue from the newest checkpoint in `output_dir` if there is one. Without it, a folder
             that holds checkpoints is refused.
         seed: Seed of every random number: weights, data, noise, masks.
@@ -108,6 +110,7 @@ class RunConfig:
 
     output_dir: str = "runs/model"
     pretrained_model: str | None = None
+    trained_parts: list[str] = field(default_factory=list)
     resume: bool = True
     seed: int = 0
     max_steps: int | None = None

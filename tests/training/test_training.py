@@ -124,6 +124,21 @@ def test_fine_tuning_starts_from_the_given_weights(write_config, tmp_path):
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in weights(tmp_path / "run").items())
 
 
+def test_only_the_named_parts_are_trained(write_config, tmp_path):
+    FrameSelectVAE(**TINY_VAE).save_pretrained(tmp_path / "start")
+    run = {"pretrained_model": str(tmp_path / "start"), "trained_parts": ["decoder", "encoder.keep_head"]}
+    train_frame_select_vae.main(write_config({}, run=run, loss={"random_phase": 0.0}))
+    before = FrameSelectVAE.from_pretrained(tmp_path / "start").state_dict()
+    changed = {name for name, value in weights(tmp_path / "run").items() if not torch.equal(value, before[name])}
+    assert {name.split(".")[0] for name in changed} == {"decoder", "encoder"}
+    assert all(name.startswith(("decoder.", "encoder.keep_head.")) for name in changed)
+
+
+def test_parts_that_the_model_does_not_have_are_refused(write_config):
+    with pytest.raises(ValueError, match=r"\(encoder, decoder, fill_token or what is in them\), got 'discriminator'"):
+        train_frame_select_vae.main(write_config(TINY_VAE, run={"trained_parts": ["discriminator"]}))
+
+
 def test_a_size_that_is_no_multiple_of_the_patch_is_refused(write_config):
     with pytest.raises(ValueError, match="multiples of the patch size 8, got 20x20"):
         train_frame_select_vae.main(write_config(TINY_VAE, data={"sample_size": 20}))
