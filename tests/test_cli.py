@@ -217,7 +217,7 @@ def test_every_bad_file_is_described_or_refused_in_one_line(capsys, shared_media
         code = run(["info", "--json", "--", str(path)])
         printed = capsys.readouterr()
         if code == 0:
-            assert json.loads(printed.out)["kind"] == "media"
+            assert json.loads(printed.out)["kind"] in ("image", "video")
         else:
             errors = [line for line in printed.err.splitlines() if not line.startswith("warning:")]
             assert code == 1 and len(errors) == 1 and path.name in errors[0], printed
@@ -303,6 +303,13 @@ def test_the_demo_clip_can_be_compressed(capsys, results):
     told = call(capsys, "info", results / "clip.mp4", "--scan")
     assert (told["decoded_frames"], told["width"], told["height"]) == (9, 48, 32)
     assert call(capsys, "compress", results / "clip.mp4", "-o", results / "clip.fsv")["num_frames"] == 9
+
+
+def test_images_are_described_without_a_frame_rate(capsys, results):
+    Image.new("RGB", (40, 24)).save(results / "photo.jpg")
+    told = call(capsys, "info", results / "photo.jpg", "--scan")
+    assert (told["kind"], told["width"], told["height"]) == ("image", 40, 24)
+    assert (told["fps"], told["num_frames"], told["duration_seconds"]) == (None, 1, None)
 
 
 # Interruption

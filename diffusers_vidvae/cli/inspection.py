@@ -21,7 +21,7 @@ def add_commands(app: typer.Typer) -> None:
 
 def info(
     file: Annotated[Path, typer.Argument(help="Media, .fsv file, checkpoint, or folder of a model or pipeline.")],
-    scan: Annotated[bool, typer.Option("--scan", help="Decode all frames of media: count and time them.")] = False,
+    scan: Annotated[bool, typer.Option("--scan", help="Decode all of it: count and time frames.")] = False,
     json: Json = False,
 ) -> None:
     """Say what a file or folder is."""
@@ -64,12 +64,13 @@ def _describe_fsv(path: Path) -> dict[str, Any]:
 
 
 def _describe_media(path: Path, scan: bool) -> dict[str, Any]:
-    from diffusers_vidvae.media import VideoReader
+    from diffusers_vidvae.media import VideoReader, load_image, media_kind
 
+    kind = media_kind(path)
     with VideoReader(path) as reader:
         clip = reader.info
         report: dict[str, Any] = {
-            "kind": "media",
+            "kind": kind,
             "width": clip.width,
             "height": clip.height,
             "fps": clip.fps,
@@ -85,6 +86,11 @@ def _describe_media(path: Path, scan: bool) -> dict[str, Any]:
             "has_audio": clip.has_audio,
             "has_alpha": clip.has_alpha,
         }
+        if kind == "image":
+            if scan:
+                load_image(path)
+            # FFmpeg gives pictures a frame rate, too.
+            return report | {"fps": None, "num_frames": 1, "duration_seconds": None}
         if scan:
             durations = [frame.duration_seconds for frame in reader]
             report |= {
