@@ -33,6 +33,7 @@ from .pipeline_output import VideoCompressionPipelineOutput
 
 SIZE_MODES = ("auto", "pad", "tile", "resize")
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tiff")
 
 # What the original project writes its videos at.
 UNKNOWN_FPS = Fraction(30)
@@ -381,6 +382,8 @@ class VideoCompressionPipeline(DiffusionPipeline):
     ) -> Path:
         r"""Decodes a compressed clip into a video file, an animation or a folder of images, in constant memory.
 
+        A clip of one frame, such as a compressed photo, may become an image file again, too.
+
         Args:
             compressed: A compressed clip, an `.fsv` file, or a `.pt` file of the original project.
             output: The file, or folder of PNG images if its name has no ending; nothing is left there after an error.
@@ -392,10 +395,18 @@ class VideoCompressionPipeline(DiffusionPipeline):
         Raises:
             FsvError: The file is damaged, or the clip was compressed by another model.
             MediaError: `output` exists, cannot be written, or the options do not fit it.
+            ValueError: Options of a video were given for an image.
         """
-        from diffusers_vidvae.media import VideoWriter
+        from diffusers_vidvae.media import VideoWriter, save_image
 
         compressed = self.open_compressed(compressed)
+        if compressed.header.num_frames == 1 and Path(output).suffix.lower() in IMAGE_SUFFIXES:
+            options = {"fps": fps, "audio_from": audio_from, **writer_options}
+            if given := [name for name, value in options.items() if value]:
+                raise ValueError(f"{output}: an image takes no options of videos, got {', '.join(given)}.")
+            [frames] = self.decompress_frames(compressed)
+            save_image(frames[0], output, overwrite=overwrite)
+            return Path(output)
         fps = fps or compressed.header.fps or UNKNOWN_FPS
         with VideoWriter(output, fps, audio_from=audio_from, overwrite=overwrite, **writer_options) as writer:
             for frames in self.decompress_frames(compressed):

@@ -120,6 +120,16 @@ def test_the_demo_is_the_default_and_is_named(capsys, clip, results):
     assert (back["model"], back["num_frames"]) == ("the embedded demo model", 10)
 
 
+def test_photos_go_through_and_back(capsys, results, tiny_model):
+    Image.new("RGB", (40, 28), "orange").save(results / "photo.jpg")
+    call(capsys, "compress", results / "photo.jpg", "-o", results / "photo.fsv", "-m", tiny_model)
+    decompress = ["decompress", results / "photo.fsv", "-m", tiny_model, "-o", results / "back.png"]
+    assert "takes no options of videos, got crf" in fail(capsys, *decompress, "--crf", 20)
+    call(capsys, *decompress)
+    assert Image.open(results / "back.png").size == (40, 28)
+    assert "exists already" in fail(capsys, *decompress)
+
+
 def test_sound_is_carried_over(capsys, shared_media, results, tiny_model):
     with VideoWriter(results / "in.mp4", 30, audio_from=shared_media / "clips" / "friday.mp4") as writer:
         writer.write(np.zeros((10, 32, 32, 3), np.uint8))

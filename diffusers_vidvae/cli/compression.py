@@ -82,7 +82,12 @@ def compress(
 def decompress(
     input: Annotated[Path, typer.Argument(help="An .fsv file, or a .pt file of the original project.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Video, animation, or folder of PNG images (no ending) to write.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Video, animation, or folder of PNG images (no ending) to write; of a photo, an image.",
+        ),
     ],
     model: Model = None,
     fps: Annotated[str | None, typer.Option(help="Frame rate. Default: the clip's own, or 30.")] = None,
