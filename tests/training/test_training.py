@@ -14,9 +14,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffusers_vidvae import AutoencoderKL3D, FrameSelectVAE, GapDiT, GapDiTPipeline, VideoCompressionPipeline
+from diffusers_vidvae import (
+    AutoencoderKL3D,
+    FlowMatchGapScheduler,
+    FrameSelectVAE,
+    GapDiT,
+    GapDiTPipeline,
+    VideoCompressionPipeline,
+)
 from diffusers_vidvae.training import train_autoencoder_kl_3d, train_frame_select_vae, train_gap_dit
 from diffusers_vidvae.training.checkpoint import CheckpointError, checkpoint_folders, write_checkpoint
+from diffusers_vidvae.training.export_demo import export_demo
 from diffusers_vidvae.training.pretrained import load_pretrained
 
 from .conftest import TINY_DIT, TINY_KL, TINY_VAE, logged_losses
@@ -227,3 +235,20 @@ def test_two_processes_have_the_loss_of_one(write_config, tmp_path, strategy):
     expected = weights(tmp_path / "one")
     for name, value in weights(tmp_path / "two").items():
         torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-5)
+
+
+def test_the_demo_takes_a_new_decoder_for_the_same_latents_only(tmp_path):
+    torch.manual_seed(0)
+    vae, other = FrameSelectVAE(**TINY_VAE), FrameSelectVAE(**TINY_VAE)
+    transformer = GapDiT(in_channels=vae.config.latent_channels, **TINY_DIT)
+    GapDiTPipeline(transformer, vae, FlowMatchGapScheduler()).save_pretrained(tmp_path / "pipeline")
+    AutoencoderKL3D(**TINY_KL).save_pretrained(tmp_path / "kl")
+    other.save_pretrained(tmp_path / "other")
+    vae.decoder.load_state_dict(other.decoder.state_dict())
+    vae.save_pretrained(tmp_path / "vae")
+
+    export_demo(tmp_path / "pipeline", tmp_path / "kl", tmp_path / "demo", vae=tmp_path / "vae")
+    exported = GapDiTPipeline.from_pretrained(tmp_path / "demo").vae.decoder.state_dict()
+    assert all(torch.equal(value.half(), exported[name].half()) for name, value in other.decoder.state_dict().items())
+    with pytest.raises(ValueError, match="other: its encoder is not that of the pipeline"):
+        export_demo(tmp_path / "pipeline", tmp_path / "kl", tmp_path / "demo", vae=tmp_path / "other")
