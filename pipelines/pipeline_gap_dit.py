@@ -587,9 +587,9 @@ def _per_video(value: Any, batch_size: int) -> list[Any]:
 
 def _read_picture(picture: Any) -> torch.Tensor:
     """A picture in any form as `(C, H, W)` in [-1, 1]."""
-    if isinstance(picture, (str, PathLike)):
-        return next(open_clips(picture)[0].frames)
-    return frame_to_tensor(picture)
+    from diffusers_vidvae.media import load_image
+
+    return frame_to_tensor(load_image(picture) if isinstance(picture, (str, PathLike)) else picture)
 
 
 def _fill_frame(frame: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from diffusers_vidvae import FlowMatchGapScheduler
+from diffusers_vidvae.media import VideoWriter
 from diffusers_vidvae.pipelines.frame_conditioning import allot_slots, consecutive_runs
 
 
@@ -200,6 +201,13 @@ def test_given_frames_may_have_any_form(pipe, tmp_path):
         torch.testing.assert_close(generate(pipe, **arguments, image=form).frames, expected)
     for form in ([picture], pixels[None], tensor[None, :, None]):
         torch.testing.assert_close(generate(pipe, **arguments, video=form).frames, expected)
+
+
+def test_a_video_is_no_picture(pipe, tmp_path):
+    with VideoWriter(tmp_path / "clip.mkv", 24, lossless=True) as writer:
+        writer.write(np.zeros((2, 16, 16, 3), dtype=np.uint8))
+    with pytest.raises(ValueError, match="clip.mkv: not an image that can be read"):
+        generate(pipe, num_latent_frames=3, image=str(tmp_path / "clip.mkv"))
 
 
 def test_given_frames_fill_the_size_and_keep_their_proportions(pipe):
