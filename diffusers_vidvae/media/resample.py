@@ -69,4 +69,7 @@ def check_min_fps(path: str | Path, fps: Fraction, min_fps: Fraction | float) ->
         MediaError: The rate is too low; the message names the file and both rates.
     """
     if fps < Fraction(min_fps) * (1 - NTSC_TOLERANCE):
-        raise MediaError(f"{path}: has {float(fps):.3f} frames per second, at least {float(min_fps):g} are needed")
+        raise MediaError(
+            f"{path}: has {float(fps):.3f} frames per second, at least {float(min_fps):g} are needed; a lower `fps`"
+            " takes it"
+        )
