@@ -284,6 +284,7 @@ def test_bad_options_are_named(capsys, clip, results, tiny_model, monkeypatch, a
 def test_wrong_usage_exits_with_2(capsys):
     assert run(["compress"]) == 2
     assert run(["compress", "clip.mp4", "-o", "clip.fsv", "--mode", "best"]) == 2
+    assert run(["encode-dataset", "clips", "-o", "latents", "--num-clips", "1", "--num-frames", "0"]) == 2
     assert run(["no-such-command"]) == 2
     capsys.readouterr()
 
@@ -381,6 +382,12 @@ def test_clips_are_evaluated(capsys, clip, tiny_model):
 
     assert run(["evaluate", str(clip), "-m", tiny_model]) == 0
     assert "PSNR" in capsys.readouterr().out
+
+
+def test_unreadable_clips_are_refused_before_others_are_evaluated(capsys, clip, results):
+    (results / "text.mp4").write_text("no video")
+    message = fail(capsys, "evaluate", clip, results / "text.mp4", "-m", "./nothing")
+    assert "text.mp4: not a readable video or image" in message
 
 
 # Generation

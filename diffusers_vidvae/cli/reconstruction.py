@@ -137,7 +137,12 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure how well a model brings clips back, and at what rate."""
+    from diffusers_vidvae.media import media_kind
+
     paths = [path for item in inputs for path in media_in(item)]
+    for path in paths:
+        # What cannot be read is refused before the others were measured.
+        media_kind(path)
     rate_of_frames = models.parse_fps(fps)
     vae = models.load_model(model, models.Device.choose(device, dtype))
     options: dict[str, Any] = {

@@ -55,8 +55,12 @@ def encode_dataset(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of latents to write, or to finish.")],
     num_clips: Annotated[int, typer.Option(help="Random clips to encode.")],
     model: Model = None,
-    num_frames: Annotated[int | None, typer.Option(help="Frames of a clip. Default: the model's window.")] = None,
-    sample_size: Annotated[int | None, typer.Option(help="Side of a clip in pixels. Default: the model's.")] = None,
+    num_frames: Annotated[
+        int | None, typer.Option(min=1, help="Frames of a clip. Default: the model's window.")
+    ] = None,
+    sample_size: Annotated[
+        int | None, typer.Option(min=1, help="Side of a clip in pixels. Default: the model's.")
+    ] = None,
     fps: Annotated[float | None, typer.Option(help="Rate that videos are resampled to.")] = None,
     min_crop: Annotated[float, typer.Option(help="Smallest random crop, as a share of the shorter side.")] = 0.5,
     shard_size: Annotated[int, typer.Option(help="Clips in a file.")] = 512,
