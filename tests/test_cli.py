@@ -316,6 +316,12 @@ def test_the_demo_clip_can_be_compressed(capsys, results):
     assert call(capsys, "compress", results / "clip.mp4", "-o", results / "clip.fsv")["num_frames"] == 9
 
 
+def test_one_frame_is_called_one_frame(capsys, results):
+    size = ["--width", "48", "--height", "32"]
+    assert run(["demo-clip", str(results / "clip.mp4"), "--num-frames", "1", *size]) == 0
+    assert "1 frame, 48x32, 24 fps" in capsys.readouterr().out
+
+
 def test_images_are_described_without_a_frame_rate(capsys, results):
     Image.new("RGB", (40, 24)).save(results / "photo.jpg")
     told = call(capsys, "info", results / "photo.jpg", "--scan")

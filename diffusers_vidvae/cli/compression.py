@@ -123,7 +123,7 @@ def decompress(
     if json:
         console.print_json(report)
         return
-    fields = {"model": report["model"], "clip": clip_text(report)}
+    fields = {"model": report["model"], "clip": console.clip_text(report)}
     console.print_fields(f"{output}: {console.size_text(_size_of(output))}", fields)
 
 
@@ -150,17 +150,12 @@ def summary(report: dict[str, Any]) -> dict[str, Any]:
     kbps = report["kbps"]
     return {
         "model": report["model"],
-        "clip": clip_text(report),
+        "clip": console.clip_text(report),
         "kept frames": f"{report['kept_frames']} of {report['num_frames']} ({100 * report['keep_rate']:.1f} %)",
         "stored as": f"{report['quantize']}, {report['size_mode']}, {report['model_width']}x{report['model_height']}",
         "value ratio": f"{report['value_ratio']:.1f} pixel values for each latent value",
         "bits per pixel": f"{report['bits_per_pixel']:.3f}" + ("" if kbps is None else f" ({kbps:.0f} kbit/s)"),
     }
-
-
-def clip_text(report: dict[str, Any]) -> str:
-    fps = "" if report["fps"] is None else f", {float(report['fps']):.5g} fps"
-    return f"{report['num_frames']} frames, {report['width']}x{report['height']}{fps}"
 
 
 def _size_of(path: Path) -> int:

@@ -113,6 +113,13 @@ def check_output(path: Path, force: bool, suffixes: Sequence[str] = ()) -> None:
         raise CommandError(f"{path}: exists already; --force replaces it")
 
 
+def clip_text(report: Mapping[str, Any]) -> str:
+    """A clip's length, size and, if there is one, frame rate for people."""
+    frames = "1 frame" if report["num_frames"] == 1 else f"{report['num_frames']} frames"
+    fps = "" if report.get("fps") is None else f", {float(report['fps']):.5g} fps"
+    return f"{frames}, {report['width']}x{report['height']}{fps}"
+
+
 def size_text(num_bytes: int) -> str:
     """A number of bytes for people."""
     size = float(num_bytes)

@@ -40,7 +40,8 @@ def demo_clip(
     with VideoWriter(output, FPS, overwrite=force) as writer:
         for frame in moving_camera(num_frames, width, height):
             writer.write(frame)
-    console.print_fields(str(output), {"clip": f"{num_frames} frames, {width}x{height}, {FPS} fps"})
+    report = {"num_frames": num_frames, "width": width, "height": height, "fps": FPS}
+    console.print_fields(str(output), {"clip": console.clip_text(report)})
 
 
 def moving_camera(num_frames: int, width: int, height: int) -> Iterator[np.ndarray]:

@@ -122,7 +122,7 @@ def generate(
     fields = {
         "model": report["model"],
         "seed": seed,
-        "clip": f"{len(frames)} frames, {frames.shape[2]}x{frames.shape[1]}, {float(rate):.5g} fps",
+        "clip": console.clip_text(report),
         "latent frames at": " ".join(map(str, report["positions"])),
     }
     console.print_fields(str(output), fields)

@@ -114,7 +114,7 @@ def reconstruct(
         return
     fields = {
         "model": f"{report['model']} ({report['class']})",
-        "clip": f"{result.num_frames} frames, {result.width}x{result.height}",
+        "clip": console.clip_text(report),
         "original": result.original_output,
         **{name: _figure(name, result.metrics) for name in ("psnr", "ssim", "temporal_psnr")},
     }
