@@ -1,12 +1,13 @@
 """Draws training curves.
 
-python -m diffusers_vidvae.training.plot_curves RUN/metrics.jsonl [MORE ...] [--output curves.png]
+python -m diffusers_vidvae.training.plot_curves RUN/metrics.jsonl [MORE ...] [--metrics NAME ...] [--output curves.png]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,16 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path}: is not a metrics log ({error}).") from error
 
 
-def plot_curves(paths: list[str | Path], output: str | Path) -> Path:
+def plot_curves(paths: list[str | Path], output: str | Path, metrics: Collection[str] | None = None) -> Path:
     r"""Draws a panel for every metric, over minutes of training; runs that followed each other join up.
 
     Args:
         paths: Metrics logs, in the order of the runs.
         output: Image file to write.
+        metrics: Metrics to draw; by default all.
 
     Raises:
-        ValueError: A file is missing, is no metrics log or holds no metrics yet.
+        ValueError: A file is missing, is no metrics log, holds no metrics yet or not one of `metrics`.
     """
     import matplotlib
 
@@ -45,6 +47,12 @@ def plot_curves(paths: list[str | Path], output: str | Path) -> Path:
     names = _metric_names(runs)
     if not names:
         raise ValueError(f"{paths[0]}: holds no metrics yet.")
+    if metrics is not None:
+        unknown = sorted(set(metrics) - {metric for _, metric in names})
+        if unknown:
+            allowed = ", ".join(sorted({metric for _, metric in names}))
+            raise ValueError(f"{paths[0]}: has no metric {unknown[0]!r}, only {allowed}.")
+        names = [name for name in names if name[1] in metrics]
     columns = min(4, len(names))
     rows = -(-len(names) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(4 * columns, 2.6 * rows), squeeze=False)
@@ -88,10 +96,11 @@ def _draw(axis: Any, lines: list[dict[str, Any]], name: tuple[str, str], offset:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("logs", nargs="+", metavar="metrics.jsonl")
+    parser.add_argument("--metrics", nargs="+", help="metrics to draw; all by default")
     parser.add_argument("--output", default="curves.png")
     options = parser.parse_args()
     try:
-        print(plot_curves(options.logs, options.output))
+        print(plot_curves(options.logs, options.output, options.metrics))
     except ValueError as error:
         parser.exit(1, f"error: {error}\n")
 

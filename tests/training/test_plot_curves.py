@@ -20,6 +20,15 @@ def test_curves_of_runs_that_followed_each_other_are_drawn(tmp_path):
     assert picture.getextrema() == (0, 255)
 
 
+def test_one_metric_alone_is_a_smaller_picture(tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    log.write_text(json.dumps({"step": 1, "minutes": 1, "split": "train", "loss": 1.0, "kl": 2.0}))
+    both = Image.open(plot_curves([log], tmp_path / "both.png"))
+    assert Image.open(plot_curves([log], tmp_path / "one.png", metrics=["kl"])).width < both.width
+    with pytest.raises(ValueError, match="has no metric 'psnr', only kl, loss"):
+        plot_curves([log], tmp_path / "none.png", metrics=["psnr"])
+
+
 def test_a_file_that_is_no_log_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("not a log")
     with pytest.raises(ValueError, match="notes.txt: is not a metrics log"):
