@@ -92,9 +92,9 @@ def open_clips(video: ClipInput, fps: float | Fraction | None = None) -> list[Cl
     Raises:
         ValueError: The input is none of these, has no frame, or its values are out of range.
     """
-    rate = None if fps is None else Fraction(fps).limit_denominator(1_000_000)
-    if rate is not None and rate <= 0:
+    if fps is not None and not 0 < fps < float("inf"):
         raise ValueError(f"`fps` must be positive, got {fps}.")
+    rate = None if fps is None else Fraction(fps).limit_denominator(1_000_000)
     if isinstance(video, torch.Tensor):
         if video.ndim != 5 or 0 in video.shape:
             raise ValueError(f"A video tensor must have shape (B, C, T, H, W), got {tuple(video.shape)}.")
@@ -210,6 +210,8 @@ def frame_to_tensor(frame: Any) -> torch.Tensor:
     if not isinstance(frame, np.ndarray) or frame.ndim != 3:
         got = getattr(frame, "shape", type(frame).__name__)
         raise ValueError(f"A frame must be a PIL image, an (H, W, C) array or a (C, H, W) tensor, got {got}.")
+    if frame.shape[2] > 4:
+        raise ValueError(f"A frame that is an array has its channels, 4 at most, last: (H, W, C), got {frame.shape}.")
     if frame.dtype == np.uint8:
         pixels = torch.from_numpy(frame.astype(np.float32)) / 127.5 - 1
     elif np.issubdtype(frame.dtype, np.floating) and frame.min() >= 0 and frame.max() <= 1:

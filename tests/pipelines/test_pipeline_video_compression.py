@@ -396,6 +396,7 @@ def test_an_error_leaves_no_file(pipeline, tmp_path):
         ({"rate": 0.5, "num_frames": 4}, "`num_frames` or `rate`, not both, got 4 and 0.5"),
         ({"mode": "bernoulli", "rate": 0.5}, "do not apply to mode 'bernoulli'"),
         ({"fps": -1}, "`fps` must be positive, got -1"),
+        ({"fps": float("inf")}, "`fps` must be positive, got inf"),
         ({"generator": [torch.Generator()] * 2}, "one for each of 1 clips, got 2"),
         ({"callback_on_step_end_tensor_inputs": ["gaps"]}, r"got \['gaps'\]"),
     ],
@@ -413,6 +414,7 @@ def test_bad_arguments_are_named(pipeline, arguments, message):
         (random_clip(1) * float("nan"), "floats in .-1, 1., got"),
         (uint8_clip(1).astype(np.float64), "floats in .0, 1., got float64 from 0"),
         (uint8_clip(1)[0], r"must have shape \(T, H, W, C\), got \(32, 32, 3\)"),
+        (uint8_clip(1).transpose(0, 3, 1, 2), r"channels, 4 at most, last: .H, W, C., got \(3, 32, 32\)"),
         ([], "has no frame"),
         (
             [np.zeros((16, 16, 3), np.uint8), np.zeros((16, 24, 3), np.uint8)],
