@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
+import re
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -121,7 +122,9 @@ def stored_bytes(model: ModelMixin) -> int:
 
 
 def peak_bytes() -> int:
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Peak of this process (Linux); `getrusage` would begin with that of the process which started it."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status)[1])
 
 
 def timed(model: ModelMixin) -> float:
