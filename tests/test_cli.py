@@ -332,12 +332,19 @@ def test_images_are_described_without_a_frame_rate(capsys, results):
 # Interruption
 
 
+def heed_interruptions():
+    """Shells start background jobs, and so all that they start, with Ctrl-C ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("interruption", [signal.SIGINT, signal.SIGTERM])
 def test_interruptions_leave_nothing(shared_media, results, tiny_model, interruption):
     command = [sys.executable, "-c", "from diffusers_vidvae.cli import main; main()", "compress"]
     arguments = [shared_media / "clips" / "bottles_long.mp4", "-o", results / "clip.fsv", "-m", tiny_model]
-    process = subprocess.Popen([*command, *map(str, arguments)], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, *map(str, arguments)], stderr=subprocess.PIPE, text=True, preexec_fn=heed_interruptions
+    )
     deadline = time.monotonic() + 120
     # The unfinished file tells that compression has begun.
     while not list(results.iterdir()) and time.monotonic() < deadline:
