@@ -84,13 +84,17 @@ def _operations(folder: Path, subfolder: str | None) -> list[CommitOperationAdd]
 
 
 def _content(file: Path) -> str | bytes:
-    """A file's path, or its text without the path on this machine that diffusers notes in a loaded configuration."""
-    if file.name not in CONFIG_FILES:
-        return str(file)
+    """A file's path, or its text where that is not to be published as it stands."""
+    text = config_without_path(file) if file.name in CONFIG_FILES else None
+    return str(file) if text is None else text.encode()
+
+
+def config_without_path(file: Path) -> str | None:
+    """A configuration without the path on this machine that diffusers notes when it loads; None if it notes none."""
     config = json.loads(file.read_text(encoding="utf-8"))
     if config.pop("_name_or_path", None) is None:
-        return str(file)
-    return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+        return None
+    return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
 
 def _card_operations(

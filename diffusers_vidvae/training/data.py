@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch.utils.data import Dataset
@@ -94,7 +96,12 @@ def held_out_clips(config: DataConfig, count: int) -> torch.Tensor:
             raise ValueError(f"{names}: no video with at least {config.num_frames} frames to validate on.")
         return torch.stack([to_model_range(folder.clip(np.random.default_rng(i))) for i in range(count)])
     clips = procedural_clips(config, seed_offset=1)
-    return torch.stack([to_model_range(torch.from_numpy(clips[i])) for i in range(min(count, len(clips)))])
+    return stack_clips(clips, range(min(count, len(clips))))
+
+
+def stack_clips(clips: ProceduralClips, indices: Iterable[int]) -> torch.Tensor:
+    """Procedural clips as float32 `(clips, 3, frames, height, width)` in [-1, 1]."""
+    return torch.stack([to_model_range(torch.from_numpy(clips[i])) for i in indices])
 
 
 def to_model_range(frames: torch.Tensor) -> torch.Tensor:

@@ -7,11 +7,11 @@ python -m diffusers_vidvae.training.export_demo --pipeline RUN/pipeline --autoen
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
 
+from diffusers_vidvae.hub.push import config_without_path
 from diffusers_vidvae.models.autoencoder_kl_3d import AutoencoderKL3D
 from diffusers_vidvae.models.frame_select_vae import FrameSelectVAE
 from diffusers_vidvae.pipelines.pipeline_gap_dit import GapDiTPipeline
@@ -44,7 +44,10 @@ def export_demo(
         raise ValueError(f"The weights take {size} bytes, more than the {MAX_BYTES} that may be embedded.")
     parts.save_pretrained(output)
     model.save_pretrained(Path(output) / "autoencoder_kl_3d")
-    _forget_paths(Path(output))
+    for file in Path(output).rglob("*.json"):
+        text = config_without_path(file)
+        if text is not None:
+            file.write_text(text, encoding="utf-8")
     return sum(path.stat().st_size for path in Path(output).rglob("*.safetensors"))
 
 
@@ -62,14 +65,6 @@ def _replace_vae(parts: GapDiTPipeline, vae: FrameSelectVAE, name: str | Path):
         latents_std=parts.vae.config.latents_std,
     )
     parts.register_modules(vae=vae)
-
-
-def _forget_paths(folder: Path):
-    """Removes where the models were loaded from, which is nobody else's concern."""
-    for file in folder.rglob("*.json"):
-        config = json.loads(file.read_text(encoding="utf-8"))
-        if config.pop("_name_or_path", None) is not None:
-            file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def main():

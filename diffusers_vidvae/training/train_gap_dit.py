@@ -115,14 +115,9 @@ class GapDiTObjective(Objective):
 
     def forward(self, batch: Batch, progress: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         packed = draw_packed_frames(self.vae, batch, self.config)
-        data, mask = self.vae.normalize_latents(packed.latents), packed.mask  # (B, C, K, h, w), (B, K)
-        channels = data.shape[1]
-        if self.model.num_gap_channels:
-            gap_channels = self.model.encode_gaps(packed.gaps, packed.num_frames, mask)  # (B, 2, K)
-            gap_channels = gap_channels[..., None, None].expand(-1, -1, -1, *data.shape[3:])
-            data = torch.cat([data, gap_channels], dim=1)
-
-        noise, sigma = self._noise(data, batch["draw"], channels)
+        channels, mask = packed.latents.shape[1], packed.mask
+        data = self.clean_state(packed)  # (B, C, K, h, w)
+        noise, sigma = self.noise(data, batch["draw"], channels)
         level = sigma[:, None, None, None, None]
         noisy = level * noise + (1 - level) * data
         output = self.model(noisy, 1000 * sigma, mask)
@@ -136,7 +131,16 @@ class GapDiTObjective(Objective):
         metrics = {"velocity": latent_loss.mean(), "gap": gap_loss.mean(), "kept": mask.float().sum(dim=1).mean()}
         return loss.mean(), {name: value.detach() for name, value in metrics.items()}
 
-    def _noise(self, data: torch.Tensor, draws: torch.Tensor, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def clean_state(self, packed: PackedFrames) -> torch.Tensor:
+        """What noise is added to: normalised latents, and behind them the gap channels of models that have some."""
+        latents = self.vae.normalize_latents(packed.latents)
+        if not self.model.num_gap_channels:
+            return latents
+        gap_channels = self.model.encode_gaps(packed.gaps, packed.num_frames, packed.mask)  # (B, 2, K)
+        gap_channels = gap_channels[..., None, None].expand(-1, -1, -1, *latents.shape[3:])
+        return torch.cat([latents, gap_channels], dim=1)
+
+    def noise(self, data: torch.Tensor, draws: torch.Tensor, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Noise of the data's shape, gap channels one number a frame, and the noise level of each clip, `(B,)`."""
         generators = torch_generators(self.config.run.seed, draws, stream=3)
         logit = normal_noise((), generators, data) * self.config.loss.time_std + self.config.loss.time_mean

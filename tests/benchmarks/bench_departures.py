@@ -26,7 +26,7 @@ from bench_selection import Codec, decibels, equal_counts, interval, procedural,
 from diffusers_vidvae import FlowMatchGapScheduler, FrameSelectVAE, GapDiT, GapDiTPipeline
 from diffusers_vidvae.training import train_frame_select_vae, train_gap_dit
 from diffusers_vidvae.training.config import load_config
-from diffusers_vidvae.training.data import procedural_clips, to_model_range
+from diffusers_vidvae.training.data import procedural_clips, stack_clips
 from diffusers_vidvae.training.launch import config_path
 from diffusers_vidvae.training.losses import flow_matching_loss
 from diffusers_vidvae.training.pretrained import load_pretrained
@@ -45,6 +45,7 @@ TRANSFORMER_ROWS = {
     "time_embedding=linear": ["model.time_embedding=linear"],
     "gap_mode=regression": ["model.gap_mode=regression", "loss.gap_weight=0.01"],
 }
+NOISE_LEVELS = (0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95)
 VAE_RECIPE = [
     "model.sample_size=32",
     "data.folders=[]",
@@ -124,22 +125,18 @@ def vae_table(options: argparse.Namespace, seed: int):
 
 
 def held_out_velocity(folder: Path, options: argparse.Namespace) -> torch.Tensor:
-    """Error of the latents' velocity for each held-out clip, averaged over seven noise levels."""
+    """Error of the latents' velocity for each held-out clip, averaged over `NOISE_LEVELS`."""
     config, objective, batches = held_out_batches(folder, options)
     errors = []
     for batch in batches:
         packed = train_gap_dit.draw_packed_frames(objective.vae, batch, config)
-        data = objective.vae.normalize_latents(packed.latents)
-        gaps = objective.model.encode_gaps(packed.gaps, packed.num_frames, packed.mask)[..., None, None]
-        if objective.model.num_gap_channels:
-            data = torch.cat([data, gaps.expand(-1, -1, -1, *data.shape[3:])], dim=1)
-        channels = packed.latents.shape[1]
-        for sigma in (0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95):
-            noise, _ = objective._noise(data, batch["draw"], channels)
+        data, channels = objective.clean_state(packed), packed.latents.shape[1]
+        noise, _ = objective.noise(data, batch["draw"], channels)
+        for sigma in NOISE_LEVELS:
             velocity = objective.model(sigma * noise + (1 - sigma) * data, 1000 * sigma, packed.mask).sample
             parts = [x[:, :channels] for x in (velocity, noise, data)]
             errors.append(flow_matching_loss(*parts, packed.mask))
-    return torch.stack(errors).view(len(batches), 7, -1).mean(dim=1).flatten()
+    return torch.stack(errors).view(len(batches), len(NOISE_LEVELS), -1).mean(dim=1).flatten()
 
 
 def held_out_batches(folder: Path, options: argparse.Namespace):
@@ -154,7 +151,7 @@ def held_out_batches(folder: Path, options: argparse.Namespace):
     clips = procedural_clips(config.data, seed_offset=4242)
     batches = []
     for start in range(0, options.clips, 10):
-        sample = torch.stack([to_model_range(torch.from_numpy(clips[i])) for i in range(start, start + 10)])
+        sample = stack_clips(clips, range(start, start + 10))
         posterior, probs, _ = vae.encode(sample, return_dict=False)
         batches.append(
             {

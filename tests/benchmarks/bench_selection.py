@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from diffusers_vidvae import FrameSelectVAE, demo_model
-from diffusers_vidvae.training.data import to_model_range
+from diffusers_vidvae.training.data import stack_clips, to_model_range
 from diffusers_vidvae.training.folders import ClipFolder
 from diffusers_vidvae.training.losses import mse_loss
 from diffusers_vidvae.training.procedural import MOTIONS, ProceduralClips
@@ -208,7 +208,7 @@ def class_table(codec: Codec):
 def procedural(model: FrameSelectVAE, count: int) -> torch.Tensor:
     size = model.config.sample_size
     clips = ProceduralClips(count, model.config.clip_num_frames, size, size, seed=SEED)
-    return torch.stack([to_model_range(torch.from_numpy(clips[i])) for i in range(count)])
+    return stack_clips(clips, range(count))
 
 
 def real(model: FrameSelectVAE, folder: Path, count: int) -> torch.Tensor | None:

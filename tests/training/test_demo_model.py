@@ -8,15 +8,14 @@ import pytest
 import torch
 
 from diffusers_vidvae import AutoencoderKL3D, FrameSelectVAE, demo_model
-from diffusers_vidvae.training.data import to_model_range
+from diffusers_vidvae.training.data import stack_clips
 from diffusers_vidvae.training.losses import psnr
 from diffusers_vidvae.training.procedural import MOTIONS, ProceduralClips
 
 
 @pytest.fixture(scope="module")
 def clips() -> torch.Tensor:
-    source = ProceduralClips(40, seed=4242)
-    return torch.stack([to_model_range(torch.from_numpy(source[i])) for i in range(40)])
+    return stack_clips(ProceduralClips(40, seed=4242), range(40))
 
 
 @pytest.fixture(scope="module")
