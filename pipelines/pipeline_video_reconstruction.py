@@ -15,20 +15,21 @@ from diffusers.utils import replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 
+from diffusers_vidvae.autoencoders import (
+    AnyVideoAutoencoder,
+    Posterior,
+    VideoAutoencoder,
+    VideoGeometry,
+    crop_clip,
+    open_autoencoder,
+    pad_clip,
+)
 from diffusers_vidvae.media.transforms import to_frames, to_pixels
 from diffusers_vidvae.metrics import evaluate_clip
 from diffusers_vidvae.models.frame_select_vae import SELECTION_MODES, clip_windows
 
 from .clip_source import ClipInput
 from .pipeline_output import ReconstructedFile, VideoReconstructionPipelineOutput
-from .video_autoencoders import (
-    AnyVideoAutoencoder,
-    Posterior,
-    VideoAutoencoder,
-    VideoGeometry,
-    crop_clip,
-    pad_clip,
-)
 
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class VideoReconstructionPipeline(DiffusionPipeline):
     @property
     def geometry(self) -> VideoGeometry:
         r"""Numbers of frames, heights and widths that the autoencoder takes; all others are padded."""
-        return VideoAutoencoder(self.vae).geometry
+        return open_autoencoder(self.vae).geometry
 
     def check_inputs(
         self,
@@ -150,7 +151,7 @@ class VideoReconstructionPipeline(DiffusionPipeline):
             if num_frames is not None or rate is not None:
                 raise ValueError(f"`num_frames` and `rate` need a `mode`, one of {SELECTION_MODES}.")
             return
-        if not VideoAutoencoder(self.vae).is_a("FrameSelectVAE"):
+        if not open_autoencoder(self.vae).is_a("FrameSelectVAE"):
             raise ValueError(f"`mode` is for FrameSelectVAE, {type(self.vae).__name__} does not select frames.")
         if mode not in SELECTION_MODES:
             raise ValueError(f"`mode` must be None or one of {SELECTION_MODES}, got {mode!r}.")
@@ -158,7 +159,7 @@ class VideoReconstructionPipeline(DiffusionPipeline):
     def _check_chunk_frames(self, chunk_frames: int | None):
         if chunk_frames is None:
             return
-        model = VideoAutoencoder(self.vae)
+        model = open_autoencoder(self.vae)
         if model.is_a("FrameSelectVAE"):
             raise ValueError(
                 f"FrameSelectVAE runs in windows of its own `clip_num_frames`, {self.vae.config.clip_num_frames};"
@@ -285,7 +286,7 @@ class VideoReconstructionPipeline(DiffusionPipeline):
 
     def _boundaries(self, pieces: list[_Piece]) -> list[int]:
         """First frames of the chunks or windows that a clip ran in, without 0."""
-        if len(pieces) == 1 and VideoAutoencoder(self.vae).is_a("FrameSelectVAE"):
+        if len(pieces) == 1 and open_autoencoder(self.vae).is_a("FrameSelectVAE"):
             windows = clip_windows(pieces[0].num_frames, self.vae.config.clip_num_frames)
             return [window.first_new for window in windows[1:]]
         return list(accumulate(piece.num_frames for piece in pieces))[:-1]
@@ -361,7 +362,7 @@ class VideoReconstructionPipeline(DiffusionPipeline):
         self.check_inputs(
             input, None, chunk_frames, mode, None, rate, decode_timestep, decode_noise_scale, "pil", inputs
         )
-        is_kl_3d = VideoAutoencoder(self.vae).is_a("AutoencoderKL3D")
+        is_kl_3d = open_autoencoder(self.vae).is_a("AutoencoderKL3D")
         if isinstance(original_output, bool):
             original_output = beside(Path(output), "_original") if original_output else ""
         job = FileJob(
@@ -400,7 +401,7 @@ class VideoReconstructionPipeline(DiffusionPipeline):
         )
 
     def _reconstruct_video(self, job: "FileJob", options: _Options, chunk_frames: int | None) -> ReconstructedFile:
-        model = VideoAutoencoder(self.vae)
+        model = open_autoencoder(self.vae)
         with job.open_video() as tape:
             if model.is_a("FrameSelectVAE"):
                 pieces = self._run_windows(model, tape.windows(self.vae.config.clip_num_frames), options)
@@ -430,7 +431,7 @@ class VideoReconstructionPipeline(DiffusionPipeline):
     def _run(
         self, pieces: Iterable[torch.Tensor], options: _Options, chunk_frames: int | None = None
     ) -> Iterator[_Piece]:
-        model = VideoAutoencoder(self.vae)
+        model = open_autoencoder(self.vae)
         if chunk_frames is not None and model.is_a("AutoencoderKL3D"):
             return self._run_stream(model, pieces, options)
         return self._run_chunks(model, pieces, options)

@@ -115,7 +115,7 @@ def stats(
     json: Json = False,
 ) -> None:
     """Compute mean and standard deviation of a model's latents, channel by channel, and the KL divergence."""
-    from diffusers_vidvae.pipelines.latent_statistics import latent_statistics
+    from diffusers_vidvae.autoencoders.latent_statistics import latent_statistics
 
     config_file = find_config(model) if update else None
     paths = [path for item in inputs for path in media_in(item)]

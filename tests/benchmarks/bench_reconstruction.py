@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1] / "pipelines")]
+sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
 
 CASES = {
     "AutoencoderKL3D, streamed": ("kl_3d", None),

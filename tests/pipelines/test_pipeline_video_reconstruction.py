@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_autoencoders import AUTOENCODERS, allegro, make_autoencoder
 
 from diffusers_vidvae import VideoCompressionPipeline, VideoReconstructionPipeline
-from diffusers_vidvae.pipelines.video_autoencoders import geometry_of, pad_clip, probe_geometry
+from diffusers_vidvae.autoencoders import geometry_of, pad_clip, probe_geometry
 
 
 class FoldingAutoencoder(ModelMixin, ConfigMixin):

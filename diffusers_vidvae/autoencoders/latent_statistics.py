@@ -7,16 +7,13 @@ the order in which files were encoded, and an interrupted run continues with the
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import reduce
 from itertools import islice
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,10 +21,11 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from diffusers_vidvae.media import VideoReader, load_image, media_kind, resample_frames, to_pixels
 
-from .video_autoencoders import Lengths, Posterior, VideoAutoencoder, VideoGeometry, pad_clip
-
-
-STATE_FORMAT = 1
+from .geometry import Lengths, VideoGeometry, pad_clip
+from .latent_moments import LatentMoments
+from .probing import open_autoencoder
+from .statistics_records import StatisticsRecords
+from .video_autoencoder import VideoAutoencoder
 
 
 @dataclass
@@ -54,53 +52,6 @@ class LatentStatistics:
     num_clips: int
     num_frames: int
     num_positions: int
-
-
-@dataclass
-class _Moments:
-    """Moments of posterior modes over positions, and sums of the posteriors' variances and divergences, by channel."""
-
-    num_frames: int
-    num_positions: int
-    mean: torch.Tensor
-    deviations: torch.Tensor
-    variances: torch.Tensor
-    divergences: torch.Tensor | None
-
-    @classmethod
-    def of(cls, posterior: Posterior, num_frames: int) -> _Moments:
-        modes = posterior.mode().double().cpu().transpose(0, 1).flatten(1)  # (C, positions)
-        mean = modes.mean(dim=1)
-        deviations = (modes - mean[:, None]).square().sum(dim=1)
-        if not isinstance(posterior, DiagonalGaussianDistribution):
-            return cls(num_frames, modes.shape[1], mean, deviations, torch.zeros_like(mean), None)
-        variances = posterior.var.double().cpu().transpose(0, 1).flatten(1)
-        divergences = 0.5 * (modes.square() + variances - 1 - variances.log()).sum(dim=1)
-        return cls(num_frames, modes.shape[1], mean, deviations, variances.sum(dim=1), divergences)
-
-    def __add__(self, other: _Moments) -> _Moments:
-        """Moments of both sets of positions (Chan, Golub and LeVeque, 1983)."""
-        total = self.num_positions + other.num_positions
-        shift = other.mean - self.mean
-        divergences = None
-        if self.divergences is not None and other.divergences is not None:
-            divergences = self.divergences + other.divergences
-        return _Moments(
-            self.num_frames + other.num_frames,
-            total,
-            self.mean + shift * (other.num_positions / total),
-            self.deviations + other.deviations + shift.square() * (self.num_positions * other.num_positions / total),
-            self.variances + other.variances,
-            divergences,
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        return {name: value.tolist() if torch.is_tensor(value) else value for name, value in asdict(self).items()}
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> _Moments:
-        tensors = {n: torch.tensor(v, dtype=torch.float64) for n, v in values.items() if isinstance(v, list)}
-        return cls(**{**values, **tensors})
 
 
 @torch.no_grad()
@@ -140,9 +91,9 @@ def latent_statistics(
         "chunk_frames": chunk_frames,
         "max_frames": max_frames,
     }
-    records = _Records(state_file, vae, settings) if state_file is not None else None
-    model = VideoAutoencoder(vae)
-    moments: dict[str, _Moments] = {}
+    records = StatisticsRecords(state_file, vae, settings) if state_file is not None else None
+    model = open_autoencoder(vae)
+    moments: dict[str, LatentMoments] = {}
     for path in paths:
         name = os.fspath(path)
         known = None if records is None else records.find(name)
@@ -154,8 +105,8 @@ def latent_statistics(
     return _summarize([moments[name] for name in sorted(moments)])
 
 
-def _summarize(moments: list[_Moments]) -> LatentStatistics:
-    total = reduce(_Moments.__add__, moments)
+def _summarize(moments: list[LatentMoments]) -> LatentStatistics:
+    total = reduce(LatentMoments.__add__, moments)
     mode_variance = total.deviations / total.num_positions
     divergences = None if total.divergences is None else total.divergences / total.num_positions
     return LatentStatistics(
@@ -175,10 +126,10 @@ def _summarize(moments: list[_Moments]) -> LatentStatistics:
 
 def _measure_file(
     model: VideoAutoencoder, path: str, fps: float | Fraction | None, chunk_frames: int, max_frames: int | None
-) -> _Moments:
+) -> LatentMoments:
     frames = islice(_read_frames(path, fps), max_frames)
     encode = _encode_stream if model.is_a("AutoencoderKL3D") else _encode_chunks
-    moments = reduce(_Moments.__add__, encode(model, frames, chunk_frames))
+    moments = reduce(LatentMoments.__add__, encode(model, frames, chunk_frames))
     if not moments.mean.isfinite().all() or not moments.variances.isfinite().all():
         raise ValueError(f"{path}: its latents are not finite.")
     return moments
@@ -194,7 +145,9 @@ def _read_frames(path: str, fps: float | Fraction | None) -> Iterator[torch.Tens
         yield to_pixels(frame)[0, :, 0]
 
 
-def _encode_chunks(model: VideoAutoencoder, frames: Iterator[torch.Tensor], chunk_frames: int) -> Iterator[_Moments]:
+def _encode_chunks(
+    model: VideoAutoencoder, frames: Iterator[torch.Tensor], chunk_frames: int
+) -> Iterator[LatentMoments]:
     geometry = model.geometry
     if model.is_a("FrameSelectVAE"):
         chunk_frames = model.vae.config.clip_num_frames
@@ -207,11 +160,13 @@ def _encode_chunks(model: VideoAutoencoder, frames: Iterator[torch.Tensor], chun
             size = geometry.padded_size(*pixels.shape[2:])
             with model.tiling(*size[1:]):
                 posterior = model.encode(pad_clip(pixels.to(model.vae.device), size)).posterior
-            yield _Moments.of(posterior, num_frames)
+            yield LatentMoments.of(posterior, num_frames)
         is_first = False
 
 
-def _encode_stream(model: VideoAutoencoder, frames: Iterator[torch.Tensor], chunk_frames: int) -> Iterator[_Moments]:
+def _encode_stream(
+    model: VideoAutoencoder, frames: Iterator[torch.Tensor], chunk_frames: int
+) -> Iterator[LatentMoments]:
     num_read = num_encoded = 0
     ratio, side_ratio = model.vae.temporal_compression_ratio, model.vae.spatial_compression_ratio
 
@@ -226,7 +181,7 @@ def _encode_stream(model: VideoAutoencoder, frames: Iterator[torch.Tensor], chun
     for parameters in model.vae.encode_stream(pieces()):
         num_frames = min(parameters.shape[2] * ratio, num_read - num_encoded)
         num_encoded += num_frames
-        yield _Moments.of(DiagonalGaussianDistribution(parameters), num_frames)
+        yield LatentMoments.of(DiagonalGaussianDistribution(parameters), num_frames)
 
 
 def _largest_frames(geometry: VideoGeometry, num_frames: int) -> int:
@@ -241,61 +196,3 @@ def _cut_frames(pixels: torch.Tensor, geometry: VideoGeometry, multiple: int = 1
         if length:
             pixels = pixels.narrow(dim, (pixels.shape[dim] - length) // 2, length)
     return pixels
-
-
-# Records
-
-
-class _Records:
-    """Lines of JSON: what they belong to, then the moments of a file on each."""
-
-    def __init__(self, path: str | PathLike[str], vae: Any, settings: dict[str, Any]):
-        self.path = Path(path)
-        self.moments: dict[str, tuple[int, _Moments]] = {}
-        header = {"format": STATE_FORMAT, "model": _fingerprint(vae), **settings}
-        if not self.path.exists():
-            self._write_line(header)
-            return
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        self._check_header(lines[0] if lines else "", header)
-        for line in lines[1:]:
-            if line.endswith("\n"):
-                record = json.loads(line)
-                self.moments[record["file"]] = record["bytes"], _Moments.from_json(record["moments"])
-        if lines and not lines[-1].endswith("\n"):
-            # The run was interrupted while it wrote this line.
-            os.truncate(self.path, sum(len(line.encode()) for line in lines[:-1]))
-
-    def _check_header(self, line: str, expected: dict[str, Any]):
-        try:
-            header = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{self.path}: is no file of latent statistics.") from error
-        for name, value in expected.items():
-            if not isinstance(header, dict) or name not in header:
-                raise ValueError(f"{self.path}: is no file of latent statistics.")
-            if header[name] != value and name == "model":
-                raise ValueError(f"{self.path}: belongs to an autoencoder with other weights.")
-            if header[name] != value:
-                raise ValueError(f"{self.path}: was made with `{name}` {header[name]!r}, not {value!r}.")
-
-    def find(self, name: str) -> _Moments | None:
-        """The moments of a file that has not changed its size since."""
-        num_bytes, moments = self.moments.get(name, (-1, None))
-        return moments if Path(name).is_file() and Path(name).stat().st_size == num_bytes else None
-
-    def append(self, name: str, moments: _Moments):
-        self._write_line({"file": name, "bytes": Path(name).stat().st_size, "moments": moments.to_json()})
-
-    def _write_line(self, values: dict[str, Any]):
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
-
-
-def _fingerprint(vae: Any) -> str:
-    """Of the weights, whatever their device."""
-    digest = hashlib.sha256(type(vae).__name__.encode())
-    for name, weight in sorted(vae.state_dict().items()):
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from tiny_autoencoders import make_autoencoder
 
+from diffusers_vidvae.autoencoders.latent_statistics import latent_statistics
 from diffusers_vidvae.media import MediaError, VideoWriter
-from diffusers_vidvae.pipelines.latent_statistics import latent_statistics
 
 
 def write_clip(path, num_frames: int, height: int = 24, width: int = 32, seed: int = 0):
