@@ -21,10 +21,10 @@ from diffusers_vidvae.codec import (
     LatentWindow,
     TileLayout,
     check_model,
-    model_fingerprint,
     read_original_pt,
     weight_probe,
 )
+from diffusers_vidvae.fingerprints import config_fingerprint
 from diffusers_vidvae.models.frame_select_vae import SELECTION_MODES, FrameSelectVAE, clip_windows
 
 from .clip_source import ClipInput, ClipSource, open_clips
@@ -216,7 +216,7 @@ class VideoCompressionPipeline(DiffusionPipeline):
             quantization=quantize,
             latent_dtype=str(self.vae.dtype).removeprefix("torch."),
             model_id=self._model_name(),
-            model_hash=model_fingerprint(config),
+            model_hash=config_fingerprint(config),
             model_probe=self._model_probe(),
         )
 
@@ -353,7 +353,7 @@ class VideoCompressionPipeline(DiffusionPipeline):
                 f"{name}: latents of {header.latent_channels} channels and patches of {header.patch_size} pixels, the"
                 f" model has {config.latent_channels} and {config.patch_size}"
             )
-        check_model(header, model_fingerprint(config), self._model_name(), self._model_probe(), name)
+        check_model(header, config_fingerprint(config), self._model_name(), self._model_probe(), name)
         return compressed
 
     @torch.no_grad()

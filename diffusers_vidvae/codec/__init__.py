@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .compressed_video import CompressedVideo
 from .errors import FsvError
-from .header import FORMAT_VERSION, FsvHeader, TileLayout, check_model, model_fingerprint, weight_probe
+from .header import FORMAT_VERSION, FsvHeader, TileLayout, check_model, weight_probe
 from .original import read_original_pt
 from .quantization import QUANTIZATIONS, QuantizedLatents, dequantize, quantize
 from .reader import FsvReader
@@ -26,7 +26,6 @@ __all__ = [
     "WindowSelection",
     "check_model",
     "dequantize",
-    "model_fingerprint",
     "quantize",
     "read_original_pt",
     "weight_probe",

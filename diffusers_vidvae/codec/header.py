@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -47,7 +45,7 @@ class FsvHeader:
 
     Attributes:
         model_id: Name of the model that wrote the latents, as it was loaded: a Hub id or a folder.
-        model_hash: `model_fingerprint` of its config; empty when unknown.
+        model_hash: `config_fingerprint` of its config; empty when unknown.
         model_probe: Some of its learned numbers (`weight_probe`), which tell two trainings of one config apart.
         num_frames: Frames of the clip. 0 lets `FsvWriter` count the frames of the windows it is given.
         height: Height in pixels at which the clip is shown.
@@ -204,23 +202,6 @@ _INTEGERS = (
 _TEXTS = ("size_fit", "quantization", "latent_dtype", "model_id", "model_hash", "sha256")
 
 
-def model_fingerprint(config: Mapping[str, Any]) -> str:
-    """SHA-256 of a model's config, 64 hexadecimal digits.
-
-    Keys beginning with `_` (class name, library version, where it was loaded from) do not count, nor do the order of
-    the keys and the difference between tuples and lists.
-
-    Raises:
-        ValueError: A value cannot be written as JSON.
-    """
-    public = {key: value for key, value in config.items() if not key.startswith("_")}
-    try:
-        text = json.dumps(public, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    except TypeError as error:
-        raise ValueError(f"the config cannot be written as JSON: {error}") from error
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def weight_probe(weight: Tensor, count: int = 4) -> tuple[float, ...]:
     """The first numbers of a learned tensor to four digits, for `FsvHeader.model_probe`."""
     return tuple(float(f"{value:.4g}") for value in weight.detach().flatten()[:count].tolist())
@@ -236,7 +217,7 @@ def check_model(
 
     Args:
         header: Header of the compressed video.
-        model_hash: `model_fingerprint` of the model that is to decode it.
+        model_hash: `config_fingerprint` of the model that is to decode it.
         model_id: The model's name, for the message.
         model_probe: `weight_probe` of the same weight that was probed when writing.
         name: The file's name, for the message.

@@ -7,7 +7,6 @@ frames are drawn anew whenever a clip is visited. `index.json` describes the set
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -20,21 +19,13 @@ from safetensors.torch import save_file
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from diffusers_vidvae.fingerprints import model_fingerprint
 from diffusers_vidvae.models.frame_select_vae import FrameSelectVAE
 
 from .draws import ShuffledOrder
 
 
 INDEX_FILE = "index.json"
-
-
-def model_hash(model: FrameSelectVAE) -> str:
-    """A fingerprint of a model's weights and configuration."""
-    digest = hashlib.sha256(json.dumps(_architecture(model), sort_keys=True).encode())
-    for name, weight in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 @torch.no_grad()
@@ -74,7 +65,7 @@ def encode_dataset(
         )
     accelerator = accelerator or Accelerator()
     output_dir = Path(output_dir)
-    description = {"vae": model_hash(vae), "num_clips": num_clips, "shard_size": shard_size}
+    description = {"vae": model_fingerprint(vae), "num_clips": num_clips, "shard_size": shard_size}
     _check_description(output_dir, description)
     if accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -133,12 +124,6 @@ def _channel_statistics(paths: list[Path]) -> tuple[list[float], list[float]]:
     return average.tolist(), deviation.tolist()
 
 
-def _architecture(model: FrameSelectVAE) -> dict[str, Any]:
-    """The configuration, but for what does not change latents."""
-    aside = ("latents_mean", "latents_std")
-    return {name: value for name, value in model.config.items() if name not in aside and not name.startswith("_")}
-
-
 def _check_description(output_dir: Path, description: dict[str, Any]):
     path = output_dir / INDEX_FILE
     if path.is_file():
@@ -176,7 +161,7 @@ class LatentDataset(Dataset):
         index = json.loads(path.read_text())
         if not index["complete"]:
             raise ValueError(f"{self.folder}: is incomplete; run `vidvae encode-dataset` again to finish it.")
-        if vae is not None and index["vae"] != model_hash(vae):
+        if vae is not None and index["vae"] != model_fingerprint(vae):
             raise ValueError(f"{self.folder}: was encoded by another autoencoder than the one given.")
         self.latents_mean: list[float] = index["latents_mean"]
         self.latents_std: list[float] = index["latents_std"]
