@@ -1,14 +1,9 @@
+"""The errors and warnings of reading and writing media."""
+
 from __future__ import annotations
 
-import errno
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-
-
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class MediaError(ValueError):
@@ -39,15 +34,3 @@ def checked_input(path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise MediaError(f"{path}: cannot be read ({error.strerror})") from error
     return path
-
-
-@contextmanager
-def naming_disk_errors(path: Path) -> Iterator[None]:
-    """Turns the system's errors in writing `path` into `MediaError`s."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in DISK_FULL:
-            raise MediaError(f"{path}: cannot be written ({error.strerror or error})") from error
-        free = shutil.disk_usage(path.resolve().parent).free
-        raise MediaError(f"{path}: not enough disk space ({error.strerror}, {free} bytes are free)") from error

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from diffusers_vidvae.files import atomic_path, naming_disk_errors
+
 from .decoding import decodes_strictly
-from .errors import MediaError, MediaWarning, checked_input, naming_disk_errors
-from .output_file import AtomicOutput
+from .errors import MediaError, MediaWarning, checked_input
 
 
 _ANIMATED_FORMATS = ("GIF", "PNG", "WEBP", "AVIF")
@@ -64,13 +65,9 @@ def save_image(
         image = Image.fromarray(image)
     if path.suffix.lower() not in Image.registered_extensions():
         raise MediaError(f"{path}: the ending {path.suffix!r} names no image format; use .png, .jpg or .webp")
-    output = AtomicOutput(path, overwrite=overwrite)
-    try:
-        with naming_disk_errors(path):
-            image.save(output.temporary, quality=95)
-        output.commit()
-    finally:
-        output.discard()
+    with atomic_path(path, overwrite=overwrite, error=MediaError) as temporary:
+        with naming_disk_errors(path, MediaError):
+            image.save(temporary, quality=95)
 
 
 def is_image_file(path: str | os.PathLike[str]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusers_vidvae.files import AtomicOutput, naming_disk_errors
+
 from .encoding import Codec, EncodedFile, EncodingOptions, PixelFormat, PngFolder
-from .errors import MediaError, naming_disk_errors
+from .errors import MediaError
 from .frames import Frame, FrameBatch
-from .output_file import AtomicOutput
 
 
 _CODEC_OF_SUFFIX: dict[str, Codec] = {
@@ -35,6 +37,7 @@ _SUFFIXES_OF_CODEC: dict[Codec, tuple[str, ...]] = {
     "webp": (".webp",),
     "png": ("",),
 }
+_FRAME_NAME = re.compile(r"frame_\d+\.png")
 _PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
 _LARGEST_CRF = {"h264": 51, "vp9": 63}
 
@@ -114,9 +117,15 @@ class VideoWriter:
         self._first_pts = Fraction(0)
         self._end = Fraction(0)
         self._finished = False
-        self._output = AtomicOutput(self.path, overwrite=overwrite, folder=options.codec == "png")
+        self._output = AtomicOutput(
+            self.path,
+            overwrite=overwrite,
+            folder=options.codec == "png",
+            reason_to_keep=_other_files_than_frames,
+            error=MediaError,
+        )
         try:
-            with naming_disk_errors(self.path):
+            with naming_disk_errors(self.path, MediaError):
                 self._sink = self._open_sink(options)
         except BaseException:
             self._output.discard()
@@ -166,7 +175,7 @@ class VideoWriter:
         try:
             if self._size is None:
                 raise MediaError(f"{self.path}: no frames were written")
-            with naming_disk_errors(self.path):
+            with naming_disk_errors(self.path, MediaError):
                 self._sink.finish()
             self._output.commit()
             self._finished = True
@@ -201,7 +210,7 @@ class VideoWriter:
             raise MediaError(f"{self.path}: {len(times)} times were given for {len(images)} frames")
         for image, time in zip(images, times, strict=True):
             self._begin(image, time)
-            with naming_disk_errors(self.path):
+            with naming_disk_errors(self.path, MediaError):
                 self._sink.write(image, self._time_of(time), 1 / self.fps)
             self.num_frames += 1
 
@@ -237,6 +246,11 @@ class VideoWriter:
             raise MediaError(f"{self.path}: frame {self.num_frames} at {time} s does not come after the one before it")
         self._end = begins
         return begins
+
+
+def _other_files_than_frames(folder: Path) -> str | None:
+    others = sorted(entry.name for entry in folder.iterdir() if not _FRAME_NAME.fullmatch(entry.name))
+    return f"holds other files than frames ({others[0]}); it is not replaced" if others else None
 
 
 def _exact_fps(path: Path, fps: Fraction | float) -> Fraction:
