@@ -59,7 +59,7 @@ class DataConfig:
     cached_side: int | None = None
     num_workers: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_range("data.procedural_share", self.procedural_share, 0, 1)
         check_range("data.min_crop", self.min_crop, 1e-3, 1)
         check_range("data.num_frames", self.num_frames, 1)
@@ -96,9 +96,14 @@ class RunConfig:
         warmup_steps: Steps of linear warm-up.
         adam_betas: Decay rates of AdamW's two moments.
         weight_decay: AdamW's weight decay; not applied to norms, biases and other vectors.
-        max_grad_norm: Largest norm of the gradient; larger ones are scaled down.
-        ema_decay: Decay of the exponential moving average of the weights, which is what gets validated and saved; 0
-            for none.
+        part_rates: Learning rates of parts of the model, such as {encoder.patch_embed: 0.1}, as factors of
+            `learning_rate`; of nested parts the innermost counts.
+        part_warmup: Share of the training over which the rates of those parts rise from 0, so that what is new beside
+            them settles first; in [0, 1].
+        discriminator_rate: Learning rate of a discriminator, as a factor.
+        max_grad_norm: Largest norm of the gradient; larger ones are scaled down. A discriminator has its own norm.
+        ema_decay: Decay of the exponential moving average of the model's weights, which is what gets validated and
+            saved; 0 for none.
         log_every: Steps between two lines of the metrics log.
         validate_every: Steps between two validations; 0 for none but the last.
         validation_clips: Clips of a validation.
@@ -126,6 +131,9 @@ class RunConfig:
     warmup_steps: int = 100
     adam_betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
     weight_decay: float = 0.01
+    part_rates: dict[str, float] = field(default_factory=dict)
+    part_warmup: float = 0.0
+    discriminator_rate: float = 1.0
     max_grad_norm: float = 1.0
     ema_decay: float = 0.998
     log_every: int = 10
@@ -136,7 +144,7 @@ class RunConfig:
     keep_checkpoints: int = 2
     trackers: list[str] = field(default_factory=list)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if (self.max_steps is None) == (self.max_minutes is None):
             raise ValueError(
                 "Give either `run.max_steps` or `run.max_minutes`, got"
@@ -145,6 +153,9 @@ class RunConfig:
         if self.mixed_precision not in (None, "fp32", "bf16", "fp16"):
             raise ValueError(f"`run.mixed_precision` must be fp32, bf16 or fp16, got {self.mixed_precision!r}.")
         check_range("run.ema_decay", self.ema_decay, 0, 1)
+        check_range("run.part_warmup", self.part_warmup, 0, 1)
+        for part, factor in self.part_rates.items():
+            check_range(f"run.part_rates.{part}", factor, 0)
         for name in ("batch_size", "gradient_accumulation_steps", "log_every", "checkpoint_every", "keep_checkpoints"):
             check_range(f"run.{name}", getattr(self, name), 1)
 
@@ -179,7 +190,8 @@ OPERATIONAL_FIELDS = frozenset(
 ) | {"data.num_workers", "data.cached_side", "data.validation_folders"}
 
 
-def check_range(name: str, value: float, low: float, high: float | None = None):
+def check_range(name: str, value: float, low: float, high: float | None = None) -> None:
+    """Refuses a value outside of its range."""
     if value < low or high is not None and value > high:
         allowed = f"at least {low}" if high is None else f"in [{low}, {high}]"
         raise ValueError(f"`{name}` must be {allowed}, got {value}.")
@@ -247,7 +259,7 @@ def _checked_value(name: str, value: Any, hint: Any) -> Any:
     return value
 
 
-def _apply_override(values: dict[str, Any], override: str):
+def _apply_override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator:
         raise ValueError(f"An override must look like section.key=value, got {override!r}.")
@@ -262,7 +274,7 @@ def _apply_override(values: dict[str, Any], override: str):
         raise ValueError(f"The value of the override {override!r} is not YAML.") from error
 
 
-def check_model_arguments(model_class: type, arguments: Mapping[str, Any]):
+def check_model_arguments(model_class: type, arguments: Mapping[str, Any]) -> None:
     """Refuses entries of a `model` section that the model's constructor does not take."""
     allowed = list(inspect.signature(model_class).parameters)
     unknown = sorted(set(arguments) - set(allowed))

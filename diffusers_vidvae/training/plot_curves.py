@@ -6,10 +6,11 @@ python -m diffusers_vidvae.training.plot_curves RUN/metrics.jsonl [MORE ...] [--
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+
+from .metrics_log import MetricsLog
 
 
 # Drawn on a logarithmic scale.
@@ -21,10 +22,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: there is no such metrics log.")
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: is not a metrics log ({error}).") from error
+    return MetricsLog(path).read()
 
 
 def plot_curves(paths: list[str | Path], output: str | Path, metrics: Collection[str] | None = None) -> Path:
@@ -82,7 +80,7 @@ def _metric_names(runs: list[list[dict[str, Any]]]) -> list[tuple[str, str]]:
     return list(names)
 
 
-def _draw(axis: Any, lines: list[dict[str, Any]], name: tuple[str, str], offset: float, label: str):
+def _draw(axis: Any, lines: list[dict[str, Any]], name: tuple[str, str], offset: float, label: str) -> None:
     split, metric = name
     points = [(line["minutes"] + offset, line[metric]) for line in lines if line["split"] == split and metric in line]
     if not points:
@@ -93,7 +91,7 @@ def _draw(axis: Any, lines: list[dict[str, Any]], name: tuple[str, str], offset:
         axis.set_yscale("log")
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("logs", nargs="+", metavar="metrics.jsonl")
     parser.add_argument("--metrics", nargs="+", help="metrics to draw; all by default")

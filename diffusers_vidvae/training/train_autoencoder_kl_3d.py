@@ -12,7 +12,8 @@ A name without a folder is looked up in `diffusers_vidvae/training/configs`. One
 
 The loss is the reconstruction error and the KL divergence, and by choice a perceptual and an adversarial term.
 Autoencoder and discriminator take their steps together, from one backward pass: the discriminator's weights are
-constants in the autoencoder's loss, and the reconstruction is one in the discriminator's.
+constants in the autoencoder's loss, and the reconstruction is one in the discriminator's. The step treats every
+parameter alone, with a learning rate and a gradient norm of its own for each of the two, so neither feels the other's.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class LossConfig:
     adversarial_start: float = 0.5
     discriminator_channels: int = 32
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_range("loss.adversarial_start", self.adversarial_start, 0, 1)
 
 
@@ -84,7 +85,6 @@ class AutoencoderKL3DObjective(Objective):
         self.model = model
         self.config = config
         self.perceptual = PerceptualLoss() if config.loss.perceptual_weight else None
-        self.discriminator: PatchDiscriminator3D | None = None
         if config.loss.adversarial_weight:
             self.discriminator = PatchDiscriminator3D(model.config.in_channels, config.loss.discriminator_channels)
 
@@ -139,7 +139,7 @@ def repeat_last_frame(sample: torch.Tensor, frame_mask: torch.Tensor) -> torch.T
 
 
 @torch.no_grad()
-def initialize_weights(model: AutoencoderKL3D, logvar: float = -5.0):
+def initialize_weights(model: AutoencoderKL3D, logvar: float = -5.0) -> None:
     """Starting weights under which a clip's signal survives the way through all levels.
 
     Convolutions keep the variance of their input and have no bias, which would drown it (PyTorch's default shrinks the

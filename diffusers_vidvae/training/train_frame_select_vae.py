@@ -47,6 +47,7 @@ from .losses import (
     policy_gradient_loss,
     psnr,
 )
+from .optimization import scale_input_gradient
 from .pretrained import starting_model
 from .procedural import MOTIONS
 from .trainer import Batch, Objective, Trainer
@@ -91,7 +92,7 @@ class LossConfig:
     random_share: float = 0.25
     full_share: float = 0.25
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_range("loss.target_keep_rate", self.target_keep_rate, 1e-3, 1)
         check_range("loss.masks_per_clip", self.masks_per_clip, 2)
         if self.trained_masks < 1 or self.masks_per_clip % self.trained_masks:
@@ -123,7 +124,7 @@ class FrameSelectObjective(Objective):
         self.advantage_scale = RunningScale()
         self.perceptual = PerceptualLoss() if config.loss.perceptual_weight else None
         if isinstance(model.encoder.keep_head, PooledKeepHead):
-            model.encoder.keep_head.trunk_gradient_scale = config.loss.trunk_gradient_scale
+            scale_input_gradient(model.encoder.keep_head, config.loss.trunk_gradient_scale)
 
     def forward(self, batch: Batch, progress: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         weights = self.config.loss
@@ -160,7 +161,7 @@ class FrameSelectObjective(Objective):
         }
         return loss.mean(), {name: value.detach() for name, value in metrics.items()}
 
-    def after_step(self, metrics: dict[str, float]):
+    def after_step(self, metrics: dict[str, float]) -> None:
         if metrics["policy_share"] > 0:
             self.keep_cost.update(torch.tensor(metrics["policy_keep_rate"] / metrics["policy_share"]))
 

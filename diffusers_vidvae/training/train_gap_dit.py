@@ -66,7 +66,7 @@ class LatentsConfig:
     selection: str = "systematic"
     max_kept: int = 16
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.selection not in SELECTIONS:
             raise ValueError(f"`latents.selection` must be one of {SELECTIONS}, got {self.selection!r}.")
         check_range("latents.max_kept", self.max_kept, 1)
@@ -107,11 +107,12 @@ class GapDiTObjective(Objective):
         super().__init__()
         self.model = model
         self.config = config
-        self._vae = [vae]  # a list, so that its weights are neither moved, nor trained, nor saved
+        self.frozen = [vae]
 
     @property
     def vae(self) -> FrameSelectVAE:
-        return self._vae[0]
+        """The autoencoder of the latents."""
+        return self.frozen[0]
 
     def forward(self, batch: Batch, progress: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         packed = draw_packed_frames(self.vae, batch, self.config)

@@ -7,7 +7,6 @@ accelerate wraps around it (DDP, FSDP, autocast) sees a single forward and a sin
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -29,6 +28,8 @@ from tqdm.auto import tqdm
 from .checkpoint import CheckpointError, checkpoint_folders, read_state, write_checkpoint
 from .config import RunConfig, TrainConfig, flatten
 from .draws import DrawSampler
+from .metrics_log import Averages, MetricsLog
+from .optimization import averaged_parameters, clip_separately, learning_rate, parameter_groups, set_learning_rates
 
 
 METRICS_FILE = "metrics.jsonl"
@@ -42,14 +43,26 @@ class Objective(nn.Module):
 
     `forward(batch, progress)` takes a batch and the progress of the training in [0, 1] and returns the loss and
     metrics, all of them scalars. State that a loss carries from step to step lives in buffers.
+
+    Attributes:
+        model: What is trained, averaged and saved.
+        discriminator: What is trained against it, with its own learning rate and clipped by its own norm.
+        frozen: Models that losses or validation use as they are. They are moved to the device of the training, and
+            neither trained nor saved; kept out of `named_modules` by the list.
     """
 
     model: ModelMixin
+    discriminator: nn.Module | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.discriminator = None
+        self.frozen: list[nn.Module] = []
 
     def forward(self, batch: Batch, progress: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         raise NotImplementedError
 
-    def after_step(self, metrics: dict[str, float]):
+    def after_step(self, metrics: dict[str, float]) -> None:
         """Adapts the loss to the metrics of an optimiser step, which are the same in all processes."""
 
     def validate(self, contact_sheet: Path) -> dict[str, float]:
@@ -81,11 +94,17 @@ class Trainer:
             objective.model.enable_gradient_checkpointing()
         if run.compile_blocks:
             compile_blocks(objective.model)
-        groups = parameter_groups(objective, run.weight_decay)
+        for module in objective.frozen:
+            module.to(self.accelerator.device)
+        groups = parameter_groups(objective, run)
         first_beta, second_beta = run.adam_betas
         optimizer = torch.optim.AdamW(groups, lr=run.learning_rate, betas=(first_beta, second_beta))
         self.wrapped, self.optimizer = self.accelerator.prepare(objective, optimizer)
         self.ema = self._make_ema()
+        self.averages = Averages()
+        self.log = MetricsLog(self.output_dir / METRICS_FILE)
+        self.saved_step: int | None = None
+        self.validated_step: int | None = None
 
     @property
     def progress(self) -> float:
@@ -113,27 +132,26 @@ class Trainer:
             disable=not self.accelerator.is_main_process,
         )
         last_checkpoint, last_time = time.monotonic(), time.monotonic()
-        sums: dict[str, float] = {}
         while self.progress < 1:
             metrics = self._optimize(batches)
             self.step += 1
             now = time.monotonic()
             self.elapsed_seconds, last_time = self._shared_clock(self.elapsed_seconds + now - last_time), now
-            sums = {name: sums.get(name, 0.0) + value for name, value in metrics.items()}
+            self.averages.add(metrics)
             if self.step % self.run.log_every == 0:
-                self._log({name: value / self.run.log_every for name, value in sums.items()})
-                sums = {}
+                self._log(self.averages.take())
             bar.update()
             bar.set_postfix(loss=f"{metrics['loss']:.4g}", refresh=False)
 
-            if self.run.validate_every and self.step % self.run.validate_every == 0:
-                self._validate()
+            # First what can be lost, then what can fail.
             if self._checkpoint_due(last_checkpoint):
                 self._save_checkpoint()
                 last_checkpoint = time.monotonic()
+            if self.run.validate_every and self.step % self.run.validate_every == 0:
+                self._validate()
         bar.close()
-        self._validate()
         self._save_checkpoint()
+        self._validate()
         return self._save_final()
 
     def _batches(self) -> Iterator[Batch]:
@@ -155,10 +173,15 @@ class Trainer:
         for batch in loader:
             yield {name: values.to(self.accelerator.device) for name, values in batch.items()}
 
+    @property
+    def _objective(self) -> Objective:
+        return self.accelerator.unwrap_model(self.wrapped)
+
     def _optimize(self, batches: Iterator[Batch]) -> dict[str, float]:
         """One optimiser step; returns the metrics, averaged over accumulated batches and processes."""
         accumulated = self.run.gradient_accumulation_steps
-        learning_rate = self._set_learning_rate()
+        rate = learning_rate(self.run, self.step, self.progress)
+        set_learning_rates(self.optimizer, rate, self.run, self.progress)
         totals: dict[str, torch.Tensor] = {}
         for index in range(accumulated):
             synchronize = index == accumulated - 1
@@ -170,23 +193,33 @@ class Trainer:
             for name, value in {"loss": loss, **metrics}.items():
                 totals[name] = totals.get(name, torch.zeros((), device=value.device)) + value.detach() / accumulated
 
-        gradient_norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.run.max_grad_norm)
+        norms = self._clip_gradients()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if self.ema is not None:
-            self.ema.step(self.wrapped.parameters())
+        skipped = self.accelerator.optimizer_step_was_skipped
+        if self.ema is not None and not skipped:
+            self.ema.step(averaged_parameters(self._objective))
         averages = self._average(totals)
-        self.accelerator.unwrap_model(self.wrapped).after_step(averages)
-        return averages | {"learning_rate": learning_rate, "gradient_norm": float(gradient_norm)}
+        self._objective.after_step(averages)
+        return averages | norms | {"learning_rate": rate} | ({"skipped": 1.0} if skipped else {})
 
-    def _set_learning_rate(self) -> float:
-        run = self.run
-        cosine = 0.5 * (1 + math.cos(math.pi * self.progress))
-        factor = run.final_learning_rate + (1 - run.final_learning_rate) * cosine
-        rate = run.learning_rate * factor * min(1.0, (self.step + 1) / max(run.warmup_steps, 1))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        return rate
+    def _clip_gradients(self) -> dict[str, float]:
+        """Scales down large gradients; returns their norms before.
+
+        Raises:
+            ValueError: A gradient is not finite, and no loss scaler will skip the step.
+        """
+        limit = self.run.max_grad_norm
+        if self.objective.discriminator is None:
+            norms = {"gradient_norm": self.accelerator.clip_grad_norm_(self.wrapped.parameters(), limit)}
+        else:
+            self.accelerator.unscale_gradients()
+            model, discriminator = clip_separately(self.optimizer, limit)
+            norms = {"gradient_norm": model, "discriminator_gradient_norm": discriminator}
+        for name, norm in norms.items():
+            if self.accelerator.scaler is None and not math.isfinite(norm):
+                raise ValueError(f"The {name.replace('_', ' ')} is {float(norm)} at step {self.step}.")
+        return {name: float(norm) for name, norm in norms.items()}
 
     def _average(self, values: dict[str, torch.Tensor]) -> dict[str, float]:
         stacked = torch.stack([value.float() for value in values.values()])
@@ -205,7 +238,8 @@ class Trainer:
         if not self.run.ema_decay:
             return None
         # A warm-up of the decay lets the average forget the initial weights.
-        return EMAModel(self.wrapped.parameters(), decay=self.run.ema_decay, use_ema_warmup=True, power=3 / 4)
+        parameters = averaged_parameters(self._objective)
+        return EMAModel(parameters, decay=self.run.ema_decay, use_ema_warmup=True, power=3 / 4)
 
     @contextmanager
     def _averaged_weights(self) -> Iterator[None]:
@@ -213,7 +247,7 @@ class Trainer:
         if self.ema is None:
             yield
             return
-        parameters = list(self.wrapped.parameters())
+        parameters = list(averaged_parameters(self._objective))
         self.ema.store(parameters)
         self.ema.copy_to(parameters)
         try:
@@ -223,24 +257,24 @@ class Trainer:
 
     # Logs
 
-    def _log(self, metrics: dict[str, float], prefix: str = "train"):
+    def _log(self, metrics: dict[str, float], prefix: str = "train") -> None:
         self.accelerator.log({f"{prefix}/{name}": value for name, value in metrics.items()}, step=self.step)
         if self.accelerator.is_main_process:
-            line = {"step": self.step, "minutes": round(self.elapsed_seconds / 60, 4), "split": prefix, **metrics}
-            with open(self.output_dir / METRICS_FILE, "a") as log:
-                log.write(json.dumps(line) + "\n")
+            self.log.write(self.step, self.elapsed_seconds / 60, prefix, metrics)
 
-    def _validate(self):
-        objective = self.accelerator.unwrap_model(self.wrapped)
+    def _validate(self) -> None:
+        if self.validated_step == self.step:
+            return
         self.wrapped.eval()
         # Validation has shapes of its own, which are not worth compiling for.
         eager = torch.compiler.set_stance("force_eager")
         with eager, self._averaged_weights(), torch.no_grad(), self.accelerator.autocast(), attention_kernel(self.run):
             if self.accelerator.is_main_process or sharded(self.accelerator):
-                metrics = objective.validate(self.output_dir / "samples" / f"step-{self.step:08d}.png")
+                metrics = self._objective.validate(self.output_dir / "samples" / f"step-{self.step:08d}.png")
         self.wrapped.train()
         if self.accelerator.is_main_process and metrics:
             self._log(metrics, prefix="validation")
+        self.validated_step = self.step
         self.accelerator.wait_for_everyone()
 
     # Checkpoints
@@ -253,8 +287,11 @@ class Trainer:
         due = torch.tensor([time.monotonic() - last_checkpoint > 60 * self.run.checkpoint_minutes], dtype=torch.uint8)
         return bool(broadcast(due.to(self.accelerator.device))[0])
 
-    def _save_checkpoint(self):
+    def _save_checkpoint(self) -> None:
+        if self.saved_step == self.step:
+            return
         state = {"step": self.step, "elapsed_seconds": self.elapsed_seconds, "config": self.config}
+        state["averages"] = self.averages.sums
         if self.ema is not None:
             state["ema_step"] = self.ema.optimization_step
         write_checkpoint(
@@ -266,8 +303,9 @@ class Trainer:
             self.accelerator.is_main_process,
             self.accelerator.wait_for_everyone,
         )
+        self.saved_step = self.step
 
-    def _write_checkpoint_files(self, folder: Path):
+    def _write_checkpoint_files(self, folder: Path) -> None:
         self.accelerator.save_state(str(folder / "state"))
         if self.ema is not None:
             shadow = {str(i): local_tensor(values) for i, values in enumerate(self.ema.shadow_params)}
@@ -278,7 +316,7 @@ class Trainer:
     def _ema_file(self) -> str:
         return f"rank{self.accelerator.process_index}-{EMA_FILE}" if sharded(self.accelerator) else EMA_FILE
 
-    def _save_model(self, folder: Path):
+    def _save_model(self, folder: Path) -> None:
         """Saves the averaged model as a diffusers folder."""
         with self._averaged_weights():
             weights = self.accelerator.get_state_dict(self.wrapped)
@@ -286,7 +324,7 @@ class Trainer:
                 return
             prefix = "model."
             weights = {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
-            model = self.accelerator.unwrap_model(self.wrapped).model
+            model = self._objective.model
             model.save_config(folder)
             weights = {name.replace("_orig_mod.", ""): value.contiguous().cpu() for name, value in weights.items()}
             save_file(weights, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
@@ -298,7 +336,7 @@ class Trainer:
         self.accelerator.end_training()
         return folder
 
-    def _resume_or_start(self):
+    def _resume_or_start(self) -> None:
         checkpoints = checkpoint_folders(self.output_dir)
         if checkpoints and not self.run.resume:
             raise CheckpointError(
@@ -313,10 +351,12 @@ class Trainer:
             self._resume(checkpoints[-1])
         self._trim_metrics()
 
-    def _resume(self, folder: Path):
+    def _resume(self, folder: Path) -> None:
         state = read_state(folder, self.config)
         self.accelerator.load_state(str(folder / "state"))
         self.step, self.elapsed_seconds = state["step"], state["elapsed_seconds"]
+        self.averages = Averages(state.get("averages"))
+        self.saved_step = self.step
         if self.ema is not None:
             path = folder / self._ema_file()
             if not path.is_file():
@@ -327,13 +367,15 @@ class Trainer:
             self.ema.optimization_step = state["ema_step"]
         self.accelerator.print(f"Resumed from {folder} at step {self.step}.")
 
-    def _trim_metrics(self):
-        """Forgets what was logged after the checkpoint that this run continues from."""
-        path = self.output_dir / METRICS_FILE
-        if self.accelerator.is_main_process and path.is_file():
-            lines = path.read_text().splitlines(keepends=True)
-            path.write_text("".join(line for line in lines if json.loads(line)["step"] <= self.step))
-        self.accelerator.wait_for_everyone()
+    def _trim_metrics(self) -> None:
+        """Forgets what was logged after the checkpoint that this run continues from; makes up for its validation."""
+        validated = torch.zeros(1, dtype=torch.uint8, device=self.accelerator.device)
+        if self.accelerator.is_main_process:
+            validated += self.log.trim(self.step)
+        if bool(broadcast(validated)[0]):
+            self.validated_step = self.step
+        elif self.step and self.run.validate_every and self.step % self.run.validate_every == 0:
+            self._validate()
 
 
 def make_accelerator(run: RunConfig) -> Accelerator:
@@ -346,16 +388,7 @@ def make_accelerator(run: RunConfig) -> Accelerator:
     return accelerator
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters, matrices with weight decay and vectors without."""
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    return [
-        {"params": [parameter for parameter in parameters if parameter.ndim > 1], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
-    ]
-
-
-def compile_blocks(model: ModelMixin):
+def compile_blocks(model: ModelMixin) -> None:
     """Compiles, each on its own, the modules that the model declares as units."""
     for module in model.modules():
         if type(module).__name__ in (model._no_split_modules or ()):
