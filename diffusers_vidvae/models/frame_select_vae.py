@@ -23,6 +23,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
 from .factored_attention import FactoredAttentionBlock, RotaryEmbedding
+from .tiling import TileBlend, TileGrid
 
 
 SELECTION_MODES = ("systematic", "threshold", "bernoulli", "top_k", "uniform")
@@ -570,27 +571,31 @@ class FrameSelectVAE(
     def _encode_window(
         self, sample: torch.Tensor, frame_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        low, high = self.config.pixel_range
-        # Mapped before the cast: half precision is too coarse to shift pixels in.
-        sample = ((sample + 1) * ((high - low) / 2) + low).to(self.dtype)
         if not self.use_tiling:
             return self._encode_tile(sample, frame_mask)
 
-        tile_size = self.tile_sample_size // self.config.patch_size
-        grid = _TileGrid(sample, self.config.patch_size, tile_size, round(self.tile_overlap * tile_size))
+        ratio = self.config.patch_size
+        grid = self._tile_grid(sample.shape[3] // ratio, sample.shape[4] // ratio)
+        shape = (sample.shape[0], 2 * self.config.latent_channels, sample.shape[2], *grid.size)
+        parameters = sample.new_empty(shape, dtype=self.dtype)
+        blend = TileBlend(grid, parameters)
         probs = torch.zeros(sample.shape[0], sample.shape[2], device=sample.device)
-        parameters = grid.new_accumulator(2 * self.config.latent_channels, scale=1)
-        for tiles, tile_batch in grid.batches(sample, self.config.patch_size, self.tiles_per_batch):
+        for tiles in grid.batches(self.tiles_per_batch):
             mask = None if frame_mask is None else frame_mask.repeat(len(tiles), 1)
-            tile_parameters, tile_logits = self._encode_tile(tile_batch, mask)
-            parameters.add(tiles, tile_parameters)
-            probs += tile_logits.sigmoid().unflatten(0, (len(tiles), -1)).sum(dim=0) / len(grid.tiles)
-        return parameters.blend().to(self.dtype), torch.logit(probs, eps=1e-6)
+            pixels = torch.cat([tile.region(sample, ratio) for tile in tiles])
+            tile_parameters, tile_logits = self._encode_tile(pixels, mask)
+            for tile, values in zip(tiles, tile_parameters.chunk(len(tiles)), strict=True):
+                blend.add(tile, values)
+            probs += tile_logits.sigmoid().unflatten(0, (len(tiles), -1)).sum(dim=0) / len(grid)
+        return parameters, torch.logit(probs, eps=1e-6)
 
     def _encode_tile(
         self, sample: torch.Tensor, frame_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         height, width = (side // self.config.patch_size for side in sample.shape[3:])
+        low, high = self.config.pixel_range
+        # Mapped before the cast: half precision is too coarse to shift pixels in.
+        sample = ((sample + 1) * ((high - low) / 2) + low).to(self.dtype)
         temporal_rotary_emb, spatial_rotary_emb = self._rotary_embeddings(
             sample.shape[2], height, width, sample.device
         )
@@ -759,23 +764,27 @@ class FrameSelectVAE(
         return (torch.cat(frames, dim=2),)
 
     def _decode_window(self, latents: torch.Tensor, frame_mask: torch.Tensor | None = None) -> torch.Tensor:
-        low, high = self.config.pixel_range
         if not self.use_tiling:
-            sample = self._decode_tile(latents, frame_mask)
-        else:
-            tile_size = self.tile_sample_size // self.config.patch_size
-            grid = _TileGrid(latents, 1, tile_size, round(self.tile_overlap * tile_size))
-            accumulator = grid.new_accumulator(self.config.in_channels, scale=self.config.patch_size)
-            for tiles, tile_batch in grid.batches(latents, 1, self.tiles_per_batch):
-                mask = None if frame_mask is None else frame_mask.repeat(len(tiles), 1)
-                accumulator.add(tiles, self._decode_tile(tile_batch, mask))
-            sample = accumulator.blend().to(latents.dtype)
-        return (sample - low) * (2 / (high - low)) - 1
+            return self._decode_tile(latents, frame_mask)
+
+        ratio = self.config.patch_size
+        grid = self._tile_grid(*latents.shape[3:])
+        shape = (latents.shape[0], self.config.in_channels, latents.shape[2], *(side * ratio for side in grid.size))
+        sample = latents.new_empty(shape)
+        blend = TileBlend(grid, sample, scale=ratio)
+        for tiles in grid.batches(self.tiles_per_batch):
+            mask = None if frame_mask is None else frame_mask.repeat(len(tiles), 1)
+            pixels = self._decode_tile(torch.cat([tile.region(latents) for tile in tiles]), mask)
+            for tile, values in zip(tiles, pixels.chunk(len(tiles)), strict=True):
+                blend.add(tile, values)
+        return sample
 
     def _decode_tile(self, latents: torch.Tensor, frame_mask: torch.Tensor | None = None) -> torch.Tensor:
         num_frames, height, width = latents.shape[2:]
         temporal_rotary_emb, spatial_rotary_emb = self._rotary_embeddings(num_frames, height, width, latents.device)
-        return self.decoder(latents, temporal_rotary_emb, spatial_rotary_emb, frame_mask)
+        low, high = self.config.pixel_range
+        sample = self.decoder(latents, temporal_rotary_emb, spatial_rotary_emb, frame_mask)
+        return (sample - low) * (2 / (high - low)) - 1
 
     # Both ways
 
@@ -847,6 +856,12 @@ class FrameSelectVAE(
     def _rotary_embeddings(self, num_frames: int, height: int, width: int, device: torch.device) -> tuple:
         return self.temporal_rope(1, num_frames, device), self.spatial_rope(height, width, device)
 
+    def _tile_grid(self, height: int, width: int) -> TileGrid:
+        """Tiles of a map of `height` x `width` tokens."""
+        side = self.tile_sample_size // self.config.patch_size
+        overlap = min(round(self.tile_overlap * side), side - 1)
+        return TileGrid((height, width), (side, side), (overlap, overlap))
+
     # Checks
 
     def _check_sample(self, sample: torch.Tensor):
@@ -917,65 +932,6 @@ class FrameSelectVAE(
             empty = int((~keep_mask.any(dim=1)).nonzero()[0])
             raise ValueError(f"`keep_mask` must keep at least one real frame of every clip, clip {empty} keeps none.")
         return keep_mask, frame_mask
-
-
-class _TileGrid:
-    """Overlapping tiles that cover a frame, in units of tokens; the last of a row or column is pushed back inside."""
-
-    def __init__(self, sample: torch.Tensor, pixels_per_token: int, tile_size: int, overlap: int):
-        self.batch_size, _, self.num_frames = sample.shape[:3]
-        self.height, self.width = (side // pixels_per_token for side in sample.shape[3:])
-        self.device = sample.device
-        self.overlap = min(overlap, tile_size - 1)
-        self.tile_height, self.tile_width = min(tile_size, self.height), min(tile_size, self.width)
-        rows = self._starts(self.height, self.tile_height, tile_size - self.overlap)
-        columns = self._starts(self.width, self.tile_width, tile_size - self.overlap)
-        self.tiles = [(row, column) for row in rows for column in columns]
-
-    @staticmethod
-    def _starts(length: int, tile_length: int, stride: int) -> list[int]:
-        last = length - tile_length
-        return [*range(0, last, stride), last]
-
-    def batches(self, sample: torch.Tensor, pixels_per_token: int, tiles_per_batch: int):
-        """Yields lists of tiles with their stacked pixels or latents, `(tiles * batch, channels, frames, ...)`."""
-        height, width = self.tile_height * pixels_per_token, self.tile_width * pixels_per_token
-        for first in range(0, len(self.tiles), tiles_per_batch):
-            tiles = self.tiles[first : first + tiles_per_batch]
-            corners = [(row * pixels_per_token, column * pixels_per_token) for row, column in tiles]
-            yield tiles, torch.cat([sample[..., top : top + height, left : left + width] for top, left in corners])
-
-    def new_accumulator(self, channels: int, scale: int) -> _TileAccumulator:
-        return _TileAccumulator(self, channels, scale)
-
-
-class _TileAccumulator:
-    """Weighted sum of tiles, `scale` values wide per token; weights fall off linearly over the overlap."""
-
-    def __init__(self, grid: _TileGrid, channels: int, scale: int):
-        shape = (grid.height * scale, grid.width * scale)
-        self.scale = scale
-        self.total = torch.zeros(grid.batch_size, channels, grid.num_frames, *shape, device=grid.device)
-        self.total_weight = torch.zeros(shape, device=grid.device)
-        overlap = grid.overlap * scale
-        ramps = [self._ramp(side * scale, overlap, grid.device) for side in (grid.tile_height, grid.tile_width)]
-        self.weight = ramps[0][:, None] * ramps[1]
-
-    @staticmethod
-    def _ramp(length: int, overlap: int, device: torch.device) -> torch.Tensor:
-        distance = torch.arange(1, length + 1, device=device, dtype=torch.float32)
-        return (torch.minimum(distance, distance.flip(0)) / (overlap + 1)).clamp(max=1)
-
-    def add(self, tiles: list[tuple[int, int]], values: torch.Tensor):
-        height, width = self.weight.shape
-        for (row, column), tile in zip(tiles, values.unflatten(0, (len(tiles), -1)), strict=True):
-            rows = slice(row * self.scale, row * self.scale + height)
-            columns = slice(column * self.scale, column * self.scale + width)
-            self.total[..., rows, columns] += tile * self.weight
-            self.total_weight[rows, columns] += self.weight
-
-    def blend(self) -> torch.Tensor:
-        return self.total / self.total_weight
 
 
 def _kept_counts(probs: torch.Tensor, mask: torch.Tensor, num_frames: int | None, rate: float | None) -> torch.Tensor:
