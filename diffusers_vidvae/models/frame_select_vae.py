@@ -167,6 +167,43 @@ class PooledKeepHead(nn.Module):
         return self.linear_2(F.silu(self.linear_1(pooled))).squeeze(-1).float()  # (B, T)
 
 
+class ChannelCycle(nn.Module):
+    r"""Takes turns in what the last latent channels of a frame carry.
+
+    Of the channels of a token, the first are sent with every frame. The rest form `length` groups of `channels`, and
+    frame t sends group `t % length` in the last channels of its latent: what changes slowly needs no place in every
+    frame, so that detail gets more numbers where frames resemble each other.
+
+    Args:
+        latent_channels: Channels of a frame's latent.
+        channels: Last channels of the latent that the groups share; 0 for none.
+        length: Number of groups, in frames.
+    """
+
+    def __init__(self, latent_channels: int, channels: int, length: int):
+        super().__init__()
+        self.latent_channels = latent_channels
+        self.channels = channels
+        self.length = length if channels else 0
+        self.constant_channels = latent_channels - channels
+        self.num_channels = self.constant_channels + self.length * channels
+        self.num_fill_features = 2 * self.num_channels + 2 * (1 + self.length)
+
+    def send(self, values: torch.Tensor, first_frame: int) -> torch.Tensor:
+        """Picks of all channels `(B, T, N, num_channels)` those that every frame sends, `(B, T, N, C)`."""
+        if not self.channels:
+            return values
+        constant, cycled = values.split([self.constant_channels, self.length * self.channels], dim=-1)
+        turns = self.turns(values.shape[1], first_frame, values.device)
+        groups = cycled.unflatten(-1, (self.length, self.channels))  # (B, T, N, length, channels)
+        sent = groups[:, torch.arange(values.shape[1], device=values.device), :, turns]  # (T, B, N, channels)
+        return torch.cat([constant, sent.transpose(0, 1)], dim=-1)
+
+    def turns(self, num_frames: int, first_frame: int, device: torch.device) -> torch.Tensor:
+        """The group that each frame sends, int64 `(T,)`."""
+        return (first_frame + torch.arange(num_frames, device=device)) % self.length
+
+
 class FrameSelectEncoder(nn.Module):
     r"""Pixels to latent mean, log-variance and keep logits, all frames of a clip seeing each other."""
 
@@ -177,14 +214,15 @@ class FrameSelectEncoder(nn.Module):
         patch_embed: PatchEmbed,
         blocks: list[FactoredAttentionBlock],
         hidden_size: int,
-        latent_channels: int,
+        cycle: ChannelCycle,
         keep_head: nn.Module,
     ):
         super().__init__()
         self.patch_embed = patch_embed
         self.transformer_blocks = nn.ModuleList(blocks)
-        self.to_mean = nn.Linear(hidden_size, latent_channels)
-        self.to_variance = nn.Linear(hidden_size, latent_channels)
+        self.cycle = cycle
+        self.to_mean = nn.Linear(hidden_size, cycle.num_channels)
+        self.to_variance = nn.Linear(hidden_size, cycle.latent_channels)
         self.keep_head = keep_head
         self.gradient_checkpointing = False
         # A standard deviation near 0.1 lets a fresh decoder see the latents through the noise.
@@ -197,6 +235,7 @@ class FrameSelectEncoder(nn.Module):
         temporal_rotary_emb: tuple[torch.Tensor, torch.Tensor],
         spatial_rotary_emb: tuple[torch.Tensor, torch.Tensor],
         frame_mask: torch.Tensor | None = None,
+        first_frame: int = 0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         tokens = self.patch_embed(frames)  # (B, T, N, D)
         for block in self.transformer_blocks:
@@ -207,7 +246,7 @@ class FrameSelectEncoder(nn.Module):
             else:
                 tokens = block(tokens, temporal_rotary_emb, spatial_rotary_emb, frame_mask)
 
-        mean = self.to_mean(tokens)  # (B, T, N, C)
+        mean = self.cycle.send(self.to_mean(tokens), first_frame)  # (B, T, N, C)
         variance = F.softplus(self.to_variance(tokens).float()) + 1e-6
         keep_logits = self.keep_head(tokens, mean)  # (B, T)
         parameters = torch.cat([mean, variance.log().to(mean.dtype)], dim=-1)  # (B, T, N, 2 * C)
@@ -221,9 +260,53 @@ class FillToken(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(0.02 * torch.randn(latent_channels))
 
-    def forward(self, latents: torch.Tensor, keep_mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, latents: torch.Tensor, keep_mask: torch.Tensor, first_frame: int = 0) -> torch.Tensor:
         token = self.weight.to(latents.dtype)[:, None, None, None]
         return torch.where(keep_mask[:, None, :, None, None], latents, token)  # (B, C, T, h, w)
+
+
+class InterpolatedFill(nn.Module):
+    r"""Puts the blend of the neighbouring kept latents in the place of what a frame does not send.
+
+    Every group of channels is blended between the frames that send it, weighted by distance, and held beyond the first
+    and the last of them. The result also has the change from the frame before to the frame after, and the nearness
+    `1 / (1 + frames)` of both, 0 where there is none.
+    """
+
+    def __init__(self, cycle: ChannelCycle):
+        super().__init__()
+        self.cycle = cycle
+
+    def forward(self, latents: torch.Tensor, keep_mask: torch.Tensor, first_frame: int = 0) -> torch.Tensor:
+        constant, cycled = latents.split([self.cycle.constant_channels, self.cycle.channels], dim=1)
+        groups = [self._interpolate(constant, keep_mask)]
+        if self.cycle.channels:
+            turns = self.cycle.turns(latents.shape[2], first_frame, latents.device)
+            groups += [self._interpolate(cycled, keep_mask & (turns == turn)) for turn in range(self.cycle.length)]
+        blends, changes, nearness = zip(*groups, strict=True)
+        distances = torch.cat(nearness, dim=1)[..., None, None].expand(-1, -1, -1, *latents.shape[3:])
+        return torch.cat([*blends, *changes, distances.to(latents.dtype)], dim=1)  # (B, num_fill_features, T, h, w)
+
+    def _interpolate(
+        self, latents: torch.Tensor, known: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Blend and change of latents `(B, C, T, h, w)` that are known where `(B, T)` says; nearness `(B, 2, T)`."""
+        num_frames = known.shape[1]
+        time = torch.arange(num_frames, device=known.device)
+        before = torch.where(known, time, -1).cummax(dim=1).values  # (B, T)
+        after = torch.where(known, time, num_frames).flip(1).cummin(dim=1).values.flip(1)
+        nearness = torch.stack([(before >= 0) / (1 + time - before), (after < num_frames) / (1 + after - time)], dim=1)
+        before, after = torch.where(before < 0, after, before), torch.where(after == num_frames, before, after)
+        weight = (time - before) / (after - before).clamp(min=1)
+        # Zeros stand for channels that no frame of the window sends.
+        latents = torch.where(known[:, None, :, None, None], latents, 0)
+        earlier, later = (self._frames(latents, index.clamp(0, num_frames - 1)) for index in (before, after))
+        change = later - earlier
+        return earlier + weight.to(latents.dtype)[:, None, :, None, None] * change, change, nearness
+
+    @staticmethod
+    def _frames(latents: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        return latents.gather(2, index[:, None, :, None, None].expand_as(latents))
 
 
 class ConvNormAct(nn.Module):
@@ -317,14 +400,14 @@ class FrameSelectDecoder(nn.Module):
         self,
         blocks: list[FactoredAttentionBlock],
         patch_unembed: PatchUnembed,
-        refiner: Refiner,
-        latent_channels: int,
+        refiner: Refiner | None,
+        fill_channels: int,
         hidden_size: int,
         unpatched_channels: int,
         out_channels: int,
     ):
         super().__init__()
-        self.proj_in = nn.Linear(latent_channels, hidden_size)
+        self.proj_in = nn.Linear(fill_channels, hidden_size)
         self.transformer_blocks = nn.ModuleList(blocks)
         self.patch_unembed = patch_unembed
         self.to_pixels = nn.Linear(unpatched_channels, out_channels)
@@ -359,7 +442,7 @@ class FrameSelectDecoder(nn.Module):
 
     def refine(self, features: torch.Tensor) -> torch.Tensor:
         frames = self.to_pixels(features.movedim(1, -1)).movedim(-1, 1)  # (B, C, T, H, W)
-        return frames + self.refiner(features)
+        return frames if self.refiner is None else frames + self.refiner(features)
 
 
 class FrameSelectVAE(
@@ -388,7 +471,7 @@ class FrameSelectVAE(
         clip_num_frames: Length of the windows that long clips are cut into, the training length.
         unpatch_channels: Full-resolution features per pixel channel, given to the refiner.
         refiner_channels: Width of the refiner's first level; doubles with every level.
-        refiner_levels: Times the refiner halves height and width.
+        refiner_levels: Times the refiner halves height and width; 0 for no refiner.
         pixel_range: Lowest and highest pixel value inside the model; [-1, 1] outside is mapped to it.
         latents_mean: Per-channel mean of the latents over a data set, for `normalize_latents`.
         latents_std: Per-channel standard deviation, likewise.
@@ -399,6 +482,11 @@ class FrameSelectVAE(
         keep_head: `"latent"` weighs every token position of the latent mean and so fixes the number of tokens;
             `"pooled"` reads pooled tokens, for any size.
         refiner_norm: Statistics of the refiner's group norms over a `"clip"` or over each `"frame"`.
+        fill: What the decoder reads in the place of dropped frames: a learned `"token"`, or `"interpolate"` for the
+            blend of the kept frames before and after, with how much they differ and how far they are.
+        cycle_channels: Last latent channels whose content takes turns from frame to frame, see `ChannelCycle`; above 0
+            needs `fill="interpolate"`.
+        cycle_length: Frames after which it is the first group's turn again.
     """
 
     _supports_gradient_checkpointing = True
@@ -432,13 +520,16 @@ class FrameSelectVAE(
         rope_type: str = "raster",
         keep_head: str = "latent",
         refiner_norm: str = "clip",
+        fill: str = "token",
+        cycle_channels: int = 0,
+        cycle_length: int = 3,
     ):
         super().__init__()
         if sample_size % patch_size:
             raise ValueError(f"`sample_size` must be a multiple of `patch_size`, got {sample_size} and {patch_size}.")
-        if refiner_levels < 1 or patch_size % 2**refiner_levels:
+        if refiner_levels < 0 or patch_size % 2**refiner_levels:
             raise ValueError(
-                f"`patch_size` must be a multiple of 2 ** `refiner_levels` (at least one level), got {patch_size} and"
+                f"`patch_size` must be a multiple of 2 ** `refiner_levels`, which is at least 0, got {patch_size} and"
                 f" {refiner_levels} levels."
             )
         if clip_num_frames > max_num_frames:
@@ -449,6 +540,15 @@ class FrameSelectVAE(
             raise ValueError(f"`keep_head` must be one of ('latent', 'pooled'), got {keep_head!r}.")
         if refiner_norm not in ("clip", "frame"):
             raise ValueError(f"`refiner_norm` must be one of ('clip', 'frame'), got {refiner_norm!r}.")
+        if fill not in ("token", "interpolate"):
+            raise ValueError(f"`fill` must be one of ('token', 'interpolate'), got {fill!r}.")
+        if not 0 <= cycle_channels < latent_channels or cycle_channels and fill != "interpolate":
+            raise ValueError(
+                f"`cycle_channels` must be below the {latent_channels} latent channels, and 0 unless `fill` is"
+                f" 'interpolate', got {cycle_channels} and {fill!r}."
+            )
+        if cycle_length < 1:
+            raise ValueError(f"`cycle_length` must be at least 1, got {cycle_length}.")
 
         hidden_size = hidden_size or in_channels * patch_size**2
         num_tokens = (sample_size // patch_size) ** 2
@@ -459,26 +559,32 @@ class FrameSelectVAE(
             arguments = (hidden_size, num_attention_heads, attention_head_dim, ff_inner_dim)
             return [FactoredAttentionBlock(*arguments) for _ in range(num_layers)]
 
+        cycle = ChannelCycle(latent_channels, cycle_channels, cycle_length)
         self.temporal_rope = RotaryEmbedding(attention_head_dim)
         self.spatial_rope = RotaryEmbedding(attention_head_dim, rope_type)
         self.encoder = FrameSelectEncoder(
             PatchEmbed(patch_size, in_channels, hidden_size, patch_norm),
             make_blocks(num_encoder_layers),
             hidden_size,
-            latent_channels,
+            cycle,
             LatentKeepHead(latent_channels, num_tokens) if keep_head == "latent" else PooledKeepHead(hidden_size),
         )
         unpatched_channels = in_channels * unpatch_channels
+        refiner = None
+        if refiner_levels:
+            refiner = Refiner(
+                unpatched_channels, in_channels, refiner_channels, refiner_levels, refiner_norm == "frame"
+            )
         self.decoder = FrameSelectDecoder(
             make_blocks(num_decoder_layers),
             PatchUnembed(patch_size, in_channels, hidden_size, unpatch_channels),
-            Refiner(unpatched_channels, in_channels, refiner_channels, refiner_levels, refiner_norm == "frame"),
-            latent_channels,
+            refiner,
+            cycle.num_fill_features if fill == "interpolate" else latent_channels,
             hidden_size,
             unpatched_channels,
             in_channels,
         )
-        self.fill_token = FillToken(latent_channels)
+        self.fill_token = InterpolatedFill(cycle) if fill == "interpolate" else FillToken(latent_channels)
 
         self.use_slicing = False
         self.use_tiling = False
@@ -563,16 +669,18 @@ class FrameSelectVAE(
             return self._encode_window(sample, frame_mask)
         parameters, keep_logits = [], []
         for window in clip_windows(sample.shape[2], self.config.clip_num_frames):
-            window_parameters, window_logits = self._encode_window(sample[:, :, window.start : window.stop])
+            window_parameters, window_logits = self._encode_window(
+                sample[:, :, window.start : window.stop], first_frame=window.start
+            )
             parameters.append(window_parameters[:, :, window.first_new - window.start :])
             keep_logits.append(window_logits[:, window.first_new - window.start :])
         return torch.cat(parameters, dim=2), torch.cat(keep_logits, dim=1)
 
     def _encode_window(
-        self, sample: torch.Tensor, frame_mask: torch.Tensor | None = None
+        self, sample: torch.Tensor, frame_mask: torch.Tensor | None = None, first_frame: int = 0
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.use_tiling:
-            return self._encode_tile(sample, frame_mask)
+            return self._encode_tile(sample, frame_mask, first_frame)
 
         ratio = self.config.patch_size
         grid = self._tile_grid(sample.shape[3] // ratio, sample.shape[4] // ratio)
@@ -583,14 +691,14 @@ class FrameSelectVAE(
         for tiles in grid.batches(self.tiles_per_batch):
             mask = None if frame_mask is None else frame_mask.repeat(len(tiles), 1)
             pixels = torch.cat([tile.region(sample, ratio) for tile in tiles])
-            tile_parameters, tile_logits = self._encode_tile(pixels, mask)
+            tile_parameters, tile_logits = self._encode_tile(pixels, mask, first_frame)
             for tile, values in zip(tiles, tile_parameters.chunk(len(tiles)), strict=True):
                 blend.add(tile, values)
             probs += tile_logits.sigmoid().unflatten(0, (len(tiles), -1)).sum(dim=0) / len(grid)
         return parameters, torch.logit(probs, eps=1e-6)
 
     def _encode_tile(
-        self, sample: torch.Tensor, frame_mask: torch.Tensor | None = None
+        self, sample: torch.Tensor, frame_mask: torch.Tensor | None = None, first_frame: int = 0
     ) -> tuple[torch.Tensor, torch.Tensor]:
         height, width = (side // self.config.patch_size for side in sample.shape[3:])
         low, high = self.config.pixel_range
@@ -599,7 +707,9 @@ class FrameSelectVAE(
         temporal_rotary_emb, spatial_rotary_emb = self._rotary_embeddings(
             sample.shape[2], height, width, sample.device
         )
-        parameters, keep_logits = self.encoder(sample, temporal_rotary_emb, spatial_rotary_emb, frame_mask)
+        parameters, keep_logits = self.encoder(
+            sample, temporal_rotary_emb, spatial_rotary_emb, frame_mask, first_frame
+        )
         parameters = parameters.permute(0, 3, 1, 2).unflatten(3, (height, width))  # (B, 2 * C, T, h, w)
         return parameters, keep_logits
 
@@ -746,24 +856,36 @@ class FrameSelectVAE(
         if keep_mask is None:
             keep_mask = torch.ones(latents.shape[0], latents.shape[2], dtype=torch.bool, device=latents.device)
         keep_mask, frame_mask = self._check_masks(keep_mask, frame_mask, latents.shape[0], latents.shape[2])
-        latents = self.fill_token(latents.to(self.dtype), keep_mask)
-
-        (sample,) = self._map_clips(self._decode_clips, latents, frame_mask)
+        (sample,) = self._map_clips(self._decode_clips, latents.to(self.dtype), frame_mask, keep_mask)
         if frame_mask is not None:
             sample = sample * frame_mask[:, None, :, None, None]
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
-    def _decode_clips(self, latents: torch.Tensor, frame_mask: torch.Tensor | None = None) -> tuple[torch.Tensor]:
+    def _decode_clips(
+        self, latents: torch.Tensor, frame_mask: torch.Tensor | None, keep_mask: torch.Tensor
+    ) -> tuple[torch.Tensor]:
         """Decodes clips window by window; windows never see each other."""
         if latents.shape[2] <= self.config.clip_num_frames:
-            return (self._decode_window(latents, frame_mask),)
+            return (self._decode_window(latents, frame_mask, keep_mask),)
         frames = []
         for window in clip_windows(latents.shape[2], self.config.clip_num_frames):
-            window_frames = self._decode_window(latents[:, :, window.start : window.stop])
+            window_frames = self._decode_window(
+                latents[:, :, window.start : window.stop],
+                None,
+                keep_mask[:, window.start : window.stop],
+                first_frame=window.start,
+            )
             frames.append(window_frames[:, :, window.first_new - window.start :])
         return (torch.cat(frames, dim=2),)
 
-    def _decode_window(self, latents: torch.Tensor, frame_mask: torch.Tensor | None = None) -> torch.Tensor:
+    def _decode_window(
+        self,
+        latents: torch.Tensor,
+        frame_mask: torch.Tensor | None,
+        keep_mask: torch.Tensor,
+        first_frame: int = 0,
+    ) -> torch.Tensor:
+        latents = self.fill_token(latents, keep_mask, first_frame)
         if not self.use_tiling:
             return self._decode_tile(latents, frame_mask)
 
@@ -843,14 +965,18 @@ class FrameSelectVAE(
         function: Callable[..., tuple[torch.Tensor, ...]],
         clips: torch.Tensor,
         frame_mask: torch.Tensor | None,
+        *masks: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         """Runs a batch at once, or clip by clip when slicing, or where clips of different lengths need windows."""
         batch_size, _, num_frames = clips.shape[:3]
         ragged_windows = frame_mask is not None and num_frames > self.config.clip_num_frames
         if batch_size == 1 and frame_mask is None or not (self.use_slicing or ragged_windows):
-            return function(clips, frame_mask)
+            return function(clips, frame_mask, *masks)
         lengths = [num_frames] * batch_size if frame_mask is None else frame_mask.sum(dim=1).tolist()
-        results = [function(clips[i : i + 1, :, :length]) for i, length in enumerate(lengths)]
+        results = [
+            function(clips[i : i + 1, :, :length], None, *(mask[i : i + 1, :length] for mask in masks))
+            for i, length in enumerate(lengths)
+        ]
         return tuple(_stack_padded(parts, num_frames) for parts in zip(*results, strict=True))
 
     def _rotary_embeddings(self, num_frames: int, height: int, width: int, device: torch.device) -> tuple:

@@ -387,11 +387,15 @@ def test_bad_latents_and_keep_masks_are_named(vae):
     [
         ({"sample_size": 20}, "multiple of `patch_size`, got 20 and 8"),
         ({"refiner_levels": 4}, "got 8 and 4 levels"),
-        ({"refiner_levels": 0}, "at least one level"),
+        ({"refiner_levels": -1}, "at least 0, got 8 and -1 levels"),
         ({"clip_num_frames": 9}, "got 9 and 8"),
         ({"keep_head": "mean"}, "'latent', 'pooled'"),
         ({"refiner_norm": "batch"}, "'clip', 'frame'"),
         ({"rope_type": "2d"}, "'raster', 'axial'"),
+        ({"fill": "blend"}, "'token', 'interpolate'"),
+        ({"fill": "interpolate", "cycle_channels": TINY["latent_channels"]}, "below the .* latent channels"),
+        ({"cycle_channels": 1}, "got 1 and 'token'"),
+        ({"cycle_length": 0}, "at least 1, got 0"),
     ],
 )
 def test_bad_configurations_are_named(change, message):
