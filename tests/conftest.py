@@ -1,33 +1,32 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import parity_data
 import pytest
 import torch
-
-
-SHARED = Path(__file__).resolve().parents[2] / "shared"
-
-
-def _shared_folder(name: str) -> Path:
-    folder = SHARED / name
-    if not folder.is_dir():
-        pytest.skip(
-            f"needs the shared {name} files, which lie beside the repository (../shared/{name}) and are absent"
-        )
-    return folder
+from media_data import MediaFolder, make_media
+from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture(scope="session")
-def shared_media() -> Path:
+def shared_media(tmp_path_factory) -> MediaFolder:
     """Folder with `clips/`, `photos/` and `bad/`: real media and broken files."""
-    return _shared_folder("media")
+    return make_media(tmp_path_factory.mktemp("media"))
 
 
 @pytest.fixture(scope="session")
-def shared_parity() -> Path:
+def shared_parity(tmp_path_factory) -> Path:
     """Folder with tiny checkpoints of the original architecture and their inputs and outputs."""
-    return _shared_folder("parity")
+    folder = tmp_path_factory.mktemp("parity")
+    for model in ("vae", "dit"):
+        torch.save(parity_data.draw_state_dict(model), folder / f"{model}_pytorch_tiny.pt")
+    save_file(
+        load_file(parity_data.DATA / "tensors.safetensors") | parity_data.draw_inputs(), folder / "tensors.safetensors"
+    )
+    shutil.copy(parity_data.DATA / "full_size_keys.json", folder)
+    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -131,7 +131,8 @@ def test_photos_go_through_and_back(capsys, results, tiny_model):
 
 
 def test_sound_is_carried_over(capsys, shared_media, results, tiny_model):
-    with VideoWriter(results / "in.mp4", 30, audio_from=shared_media / "clips" / "friday.mp4") as writer:
+    sound = shared_media / "clips" / "office_fast_pan_1080p.mp4"
+    with VideoWriter(results / "in.mp4", 30, audio_from=sound) as writer:
         writer.write(np.zeros((10, 32, 32, 3), np.uint8))
     call(capsys, "compress", results / "in.mp4", "-o", results / "clip.fsv", "-m", tiny_model)
     options = ["-m", tiny_model, "--audio-from", results / "in.mp4"]
@@ -339,9 +340,11 @@ def heed_interruptions():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("interruption", [signal.SIGINT, signal.SIGTERM])
-def test_interruptions_leave_nothing(shared_media, results, tiny_model, interruption):
+def test_interruptions_leave_nothing(tmp_path, results, tiny_model, interruption):
+    size = ["--num-frames", "900", "--width", "320", "--height", "240"]
+    assert run(["demo-clip", str(tmp_path / "long.mp4"), *size]) == 0
     command = [sys.executable, "-c", "from diffusers_vidvae.cli import main; main()", "compress"]
-    arguments = [shared_media / "clips" / "bottles_long.mp4", "-o", results / "clip.fsv", "-m", tiny_model]
+    arguments = [tmp_path / "long.mp4", "-o", results / "clip.fsv", "-m", tiny_model]
     process = subprocess.Popen(
         [*command, *map(str, arguments)], stderr=subprocess.PIPE, text=True, preexec_fn=heed_interruptions
     )

@@ -56,7 +56,7 @@ def test_pinned_versions_satisfy_the_declared_ranges():
             pins[pin.name.lower()] = str(pin.specifier).removeprefix("==")
     settings = project()["project"]
     extras = settings["optional-dependencies"]
-    for line in [*settings["dependencies"], *extras["test"], *extras["train"], *extras["eval"]]:
+    for line in [*settings["dependencies"], *extras["test"], *extras["train"], *extras["eval"], *extras["jax"]]:
         declared = requirements.Requirement(line)
         assert declared.specifier.contains(pins[declared.name.lower()]), line
 

@@ -1,6 +1,6 @@
 r"""Largest differences between a converted FrameSelectVAE and the original's outputs, relative to the largest value.
 
-python tests/benchmarks/parity_frame_select_vae.py [../shared/parity]
+python tests/benchmarks/parity_frame_select_vae.py
 """
 
 from __future__ import annotations
@@ -13,6 +13,11 @@ from safetensors.torch import load_file
 
 from diffusers_vidvae.conversion.checkpoints import Checkpoint
 from diffusers_vidvae.conversion.convert_frame_select_vae import convert
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from parity_data import DATA, draw_inputs, draw_state_dict  # noqa: E402
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
@@ -28,9 +33,9 @@ def as_pixels(sample: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def main(folder: Path):
-    expected = load_file(folder / "tensors.safetensors")
-    vae = convert(Checkpoint.open(folder / "vae_pytorch_tiny.pt"))
+def main() -> None:
+    expected = load_file(DATA / "tensors.safetensors") | draw_inputs()
+    vae = convert(Checkpoint.from_state_dict(draw_state_dict("vae")))
     encoded = vae.encode(expected["vae.input"].permute(0, 4, 1, 2, 3) * 2 - 1)
     latents = encoded.latent_dist.mode()
     keep_mask = vae.select_frames(encoded.keep_probs, mode="threshold")
@@ -41,7 +46,7 @@ def main(folder: Path):
         "variance": (as_tokens(encoded.latent_dist.var), "vae.variance"),
         "keep probability": (encoded.keep_probs, "vae.keep_prob"),
         "all frames decoded": (as_pixels(vae.decode(latents).sample), "vae.decode_all"),
-        "kept frames decoded": (as_pixels(vae.decode(latents, keep_mask).sample), "vae.decode_selected"),
+        "kept frames decoded": (as_pixels(vae.decode(latents, keep_mask).sample), "vae.decompress"),
     }
     for name, (actual, key) in rows.items():
         print(f"{name:20} {relative_error(actual, expected[key]):.1e}")
@@ -51,4 +56,4 @@ def main(folder: Path):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "../shared/parity"))
+    main()

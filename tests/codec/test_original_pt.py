@@ -59,11 +59,11 @@ def test_the_originals_own_output_is_read(shared_parity, tmp_path):
         "selection_indices": gaps,
         "compression_mask": mask.bool(),
         "original_num_frames": 12,
-        "num_kept_frames": 8,
+        "num_kept_frames": 9,
     }
     video = read_original_pt(saved(tmp_path, content), patch_size=8)
-    assert video.positions.tolist() == [0, 2, 4, 6, 7, 8, 10, 11]
-    assert video.windows[0].latents.shape == (24, 8, 4, 4)
+    assert video.positions.tolist() == [0, 1, 2, 3, 5, 6, 7, 10, 11]
+    assert video.windows[0].latents.shape == (24, 9, 4, 4)
 
 
 def changed(**changes):

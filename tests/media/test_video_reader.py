@@ -155,7 +155,7 @@ def test_interlaced_clip_is_announced(tmp_path, clip):
 
 def test_cover_picture_is_not_taken_for_a_video(tmp_path, shared_media):
     path = tmp_path / "cover.mp4"
-    with av.open(shared_media / "clips" / "flower.mp4") as source, av.open(path, "w") as target:
+    with av.open(shared_media / "clips" / "office_fast_pan_1080p.mp4") as source, av.open(path, "w") as target:
         stream = target.add_stream_from_template(source.streams.audio[0])
         cover = target.add_stream("mjpeg", rate=1)
         cover.width, cover.height, cover.pix_fmt = 64, 64, "yuvj420p"
