@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .clip import ClipMetrics, evaluate_clip
-from .image import ms_ssim, psnr, psnr_from_mse, ssim
+from .image import clip_psnr, ms_ssim, psnr, psnr_from_mse, ssim
 from .lpips import LPIPS
 from .pixels import as_frames
 from .rate import bd_quality, bd_rate, bits_per_pixel, kilobits_per_second, values_per_pixel
@@ -27,6 +27,7 @@ __all__ = [
     "bd_rate",
     "bits_per_pixel",
     "boundary_ratio",
+    "clip_psnr",
     "evaluate_clip",
     "find_vmaf_ffmpeg",
     "flicker_level",

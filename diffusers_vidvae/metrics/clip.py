@@ -1,3 +1,5 @@
+"""Fidelity of whole clips, piece by piece in constant memory."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -80,7 +82,7 @@ class ClipMetrics:
         reference, reconstruction = as_frame_pairs(reference, reconstruction)
         if self._previous is not None and self._previous[0].shape[2:] != reference.shape[2:]:
             raise ValueError(
-                f"frames of shape {tuple(reference.shape[2:])} follow frames of {tuple(self._previous[0].shape[2:])}"
+                f"Frames of shape {tuple(reference.shape[2:])} follow frames of {tuple(self._previous[0].shape[2:])}."
             )
         for index in range(reference.shape[1]):
             pair = reference[:, index : index + 1], reconstruction[:, index : index + 1]
@@ -115,7 +117,7 @@ class ClipMetrics:
             ValueError: Nothing was measured, or mask, boundaries or borders do not fit the clip.
         """
         if not self.num_frames:
-            raise ValueError("no frame was measured")
+            raise ValueError("No frame was measured.")
         mse = self._stacked("mse")
         frame_psnr = psnr_from_mse(mse)
         worst = int(frame_psnr.amin(0).argmin())
@@ -166,7 +168,7 @@ class ClipMetrics:
         if self.keep_mask is None:
             return {"psnr_kept": None, "psnr_dropped": None, "keep_rate": None}
         if self.keep_mask.shape not in (mse.shape, mse.shape[1:]):
-            raise ValueError(f"keep_mask has shape {tuple(self.keep_mask.shape)}, the clip {tuple(mse.shape)}")
+            raise ValueError(f"`keep_mask` has shape {tuple(self.keep_mask.shape)}, the clip {tuple(mse.shape)}.")
         mask = self.keep_mask.expand(mse.shape)
         return {
             "psnr_kept": _masked_psnr(mse, mask),
@@ -238,7 +240,7 @@ def evaluate_clip(
     metrics = ClipMetrics(keep_mask, boundaries, seam_rows, seam_columns, lpips)
     num_frames = _num_frames(reference)
     if num_frames != _num_frames(reconstruction):
-        raise ValueError(f"the reference has {num_frames} frames, the reconstruction {_num_frames(reconstruction)}")
+        raise ValueError(f"The reference has {num_frames} frames, the reconstruction {_num_frames(reconstruction)}.")
     for start in range(0, max(num_frames, 1), _CHUNK_FRAMES):
         metrics.update(*(_piece(video, start, start + _CHUNK_FRAMES) for video in (reference, reconstruction)))
     return metrics.compute()
@@ -259,7 +261,7 @@ def _time_dim(video: Tensor | np.ndarray) -> int:
 
 def _num_frames(video: Tensor | np.ndarray) -> int:
     if not isinstance(video, (Tensor, np.ndarray)) or video.ndim not in (4, 5):
-        raise ValueError(f"expected a clip of 4 or 5 dimensions, got {getattr(video, 'shape', type(video).__name__)}")
+        raise ValueError(f"Expected a clip of 4 or 5 dimensions, got {getattr(video, 'shape', type(video).__name__)}.")
     return video.shape[_time_dim(video)]
 
 

@@ -29,6 +29,12 @@ def psnr(reference: Tensor, reconstruction: Tensor) -> Tensor:
     return psnr_from_mse((reference - reconstruction).square().flatten(1).mean(1))
 
 
+def clip_psnr(reference: Tensor, reconstruction: Tensor) -> float:
+    """PSNR in dB over all pixels of a batch of clips in [-1, 1], of which the reconstruction is clamped to that."""
+    error = (reference.float() - reconstruction.float().clamp(-1, 1)) / 2
+    return float(psnr_from_mse(error.square().mean()))
+
+
 def ssim(reference: Tensor, reconstruction: Tensor) -> Tensor:
     """Structural similarity of each image, `(batch,)`, the mean over its channels.
 
@@ -77,7 +83,7 @@ def _ssims(reference: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
 def _check_sides(image: Tensor, least: int) -> None:
     height, width = image.shape[-2:]
     if min(height, width) < least:
-        raise ValueError(f"{height} x {width} pixels are too few, each side needs at least {least}")
+        raise ValueError(f"{height} x {width} pixels are too few, each side needs at least {least}.")
 
 
 def _similarity_and_contrast(reference: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:

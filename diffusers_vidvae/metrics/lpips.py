@@ -1,3 +1,5 @@
+"""LPIPS, a learned perceptual distance, where its packages and weights are there."""
+
 from __future__ import annotations
 
 from typing import Literal, get_args
@@ -26,20 +28,20 @@ class LPIPS:
 
     def __init__(self, backbone: Backbone = "alex", device: str | torch.device = "cpu") -> None:
         if backbone not in get_args(Backbone):
-            raise ValueError(f"LPIPS backbone {backbone!r} is not one of {', '.join(get_args(Backbone))}")
+            raise ValueError(f"LPIPS backbone {backbone!r} is not one of {', '.join(get_args(Backbone))}.")
         try:
             import torchvision  # noqa: F401
             from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
         except (ImportError, RuntimeError) as error:
             raise ValueError(
-                f"LPIPS needs torchmetrics and torchvision: pip install torchmetrics torchvision ({error})"
+                f"LPIPS needs torchmetrics and torchvision: pip install torchmetrics torchvision ({error})."
             ) from error
         try:
             self.network = LearnedPerceptualImagePatchSimilarity(backbone).net.to(device)
         except OSError as error:
             raise ValueError(
                 f"LPIPS needs the weights of {backbone}: they are not in {torch.hub.get_dir()}/checkpoints "
-                f"and cannot be downloaded ({error})"
+                f"and cannot be downloaded ({error})."
             ) from error
         self.device = device
 
@@ -51,6 +53,6 @@ class LPIPS:
             ValueError: The images do not have three channels.
         """
         if reference.shape[1] != 3:
-            raise ValueError(f"LPIPS compares RGB images, got {reference.shape[1]} channels")
+            raise ValueError(f"LPIPS compares RGB images, got {reference.shape[1]} channels.")
         pair = (images.to(self.device) * 2 - 1 for images in (reference, reconstruction))
         return self.network(*pair).flatten()

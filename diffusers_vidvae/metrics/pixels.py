@@ -1,3 +1,5 @@
+"""Pixels in any layout of this package, brought to the one that measures take."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -20,20 +22,20 @@ def as_frames(video: Tensor | np.ndarray) -> Tensor:
     if isinstance(video, np.ndarray):
         video = torch.from_numpy(np.ascontiguousarray(video))
     if not isinstance(video, Tensor):
-        raise ValueError(f"expected a tensor or an array of pixels, got {type(video).__name__}")
+        raise ValueError(f"Expected a tensor or an array of pixels, got {type(video).__name__}.")
     if video.is_floating_point() and not torch.isfinite(video).all():
-        raise ValueError(f"{int((~torch.isfinite(video)).sum())} of {video.numel()} pixel values are not finite")
+        raise ValueError(f"{int((~torch.isfinite(video)).sum())} of {video.numel()} pixel values are not finite.")
     if video.is_floating_point() and video.dim() == 5:
         frames = video.detach().float().transpose(1, 2).clamp(-1, 1) / 2 + 0.5
     elif video.dtype == torch.uint8 and video.dim() in (4, 5):
         frames = video.reshape(-1, *video.shape[-4:]).movedim(-1, 2).float() / 255
     else:
         raise ValueError(
-            "expected floats (batch, channels, frames, height, width) in [-1, 1] or uint8 (frames, height, width, "
-            f"channels), got {video.dtype} {tuple(video.shape)}"
+            "Expected floats (batch, channels, frames, height, width) in [-1, 1] or uint8 (frames, height, width, "
+            f"channels), got {video.dtype} {tuple(video.shape)}."
         )
     if frames.numel() == 0:
-        raise ValueError(f"expected at least one frame and pixel, got shape {tuple(video.shape)}")
+        raise ValueError(f"Expected at least one frame and pixel, got shape {tuple(video.shape)}.")
     return frames
 
 
@@ -43,7 +45,7 @@ def as_frame_pairs(reference: Any, reconstruction: Any) -> tuple[Tensor, Tensor]
     pair = frames, as_frames(reconstruction).to(frames.device)
     if pair[0].shape != pair[1].shape:
         raise ValueError(
-            "reference and reconstruction differ: (batch, frames, channels, height, width) is "
-            f"{tuple(pair[0].shape)} and {tuple(pair[1].shape)}"
+            "Reference and reconstruction differ: (batch, frames, channels, height, width) is "
+            f"{tuple(pair[0].shape)} and {tuple(pair[1].shape)}."
         )
     return pair

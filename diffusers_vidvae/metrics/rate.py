@@ -63,14 +63,14 @@ _Curve = list[tuple[float, float]]
 
 def _curve(rates: Sequence[float], qualities: Sequence[float]) -> _Curve:
     if len(rates) != len(qualities) or len(rates) < 2:
-        raise ValueError(f"{len(rates)} rates and {len(qualities)} qualities, expected as many, at least 2")
+        raise ValueError(f"{len(rates)} rates and {len(qualities)} qualities, expected as many, at least 2.")
     points = sorted(zip(rates, qualities, strict=True))
     if not points[0][0] > 0:
-        raise ValueError(f"rates must be positive, got {points[0][0]}")
+        raise ValueError(f"Rates must be positive, got {points[0][0]}.")
     for (rate, quality), (next_rate, next_quality) in pairwise(points):
         if not (rate < next_rate and quality < next_quality):
             raise ValueError(
-                f"quality must grow with the rate, got {quality} at {rate} and {next_quality} at {next_rate}"
+                f"Quality must grow with the rate, got {quality} at {rate} and {next_quality} at {next_rate}."
             )
     return points
 
@@ -78,7 +78,7 @@ def _curve(rates: Sequence[float], qualities: Sequence[float]) -> _Curve:
 def _mean_difference(anchor: _Curve, other: _Curve, what: str) -> float:
     low, high = max(anchor[0][0], other[0][0]), min(anchor[-1][0], other[-1][0])
     if not low < high:
-        raise ValueError(f"the two codecs have no {what} in common")
+        raise ValueError(f"The two codecs have no {what} in common.")
     return (_integral(other, low, high) - _integral(anchor, low, high)) / (high - low)
 
 

@@ -81,7 +81,7 @@ def seam_ratio(row_steps: Tensor, column_steps: Tensor, rows: Sequence[int], col
     """
     height, width = row_steps.shape[1] + 1, column_steps.shape[1] + 1
     if not len(rows) and not len(columns):
-        raise ValueError("a seam ratio needs at least one row or column where tiles meet")
+        raise ValueError("A seam ratio needs at least one row or column where tiles meet.")
     at_border = [
         _marks(rows, height, "row", needed=False)[1:].to(row_steps.device),
         _marks(columns, width, "column", needed=False)[1:].to(row_steps.device),
@@ -107,8 +107,8 @@ def _marks(indices: Sequence[int], size: int, what: str, needed: bool = True) ->
     marks = torch.zeros(size, dtype=torch.bool)
     for index in indices:
         if not 1 <= index < size:
-            raise ValueError(f"border at {what} {index}, expected 1 to {size - 1}")
+            raise ValueError(f"Border at {what} {index}, expected 1 to {size - 1}.")
         marks[index] = True
     if needed and (not marks.any() or marks[1:].all()):
-        raise ValueError(f"{int(marks.sum())} of {size} {what}s are borders; some must be and some must not")
+        raise ValueError(f"{int(marks.sum())} of {size} {what}s are borders; some must be and some must not.")
     return marks

@@ -1,3 +1,5 @@
+"""VMAF of video files, by an ffmpeg that has it."""
+
 from __future__ import annotations
 
 import json
@@ -53,15 +55,15 @@ def vmaf(reference: str | Path, reconstruction: str | Path, ffmpeg: str | None =
     """
     for path in (reference, reconstruction):
         if not Path(path).is_file():
-            raise ValueError(f"{path}: no such file")
+            raise ValueError(f"{path}: no such file.")
     ffmpeg = ffmpeg or find_vmaf_ffmpeg()
     if ffmpeg is None:
-        raise ValueError("VMAF needs an ffmpeg with the libvmaf filter: pip install imageio-ffmpeg brings one")
+        raise ValueError("VMAF needs an ffmpeg with the libvmaf filter: pip install imageio-ffmpeg brings one.")
     with tempfile.TemporaryDirectory(prefix="vidvae-vmaf-") as folder:
         _run_ffmpeg(ffmpeg, [reconstruction, reference], Path(folder), threads)
         lengths = [_count_frames(Path(folder, name)) for name in ("recounted.txt", "counted.txt")]
         if lengths[0] != lengths[1]:
-            raise ValueError(f"{reference} has {lengths[0]} frames, {reconstruction} has {lengths[1]}")
+            raise ValueError(f"{reference} has {lengths[0]} frames, {reconstruction} has {lengths[1]}.")
         return _read_scores(Path(folder, "vmaf.json"))
 
 
@@ -76,7 +78,7 @@ def _run_ffmpeg(ffmpeg: str, inputs: list[str | Path], folder: Path, threads: in
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace")
     if result.returncode:
         lines = result.stderr.strip().splitlines() or ["no message"]
-        raise ValueError(f"ffmpeg cannot compare {inputs[1]} and {inputs[0]}: {lines[0]}")
+        raise ValueError(f"ffmpeg cannot compare {inputs[1]} and {inputs[0]}: {lines[0].rstrip('.')}.")
 
 
 def _count_frames(listing: Path) -> int:

@@ -36,12 +36,6 @@ def mae_loss(sample: torch.Tensor, target: torch.Tensor, frame_mask: torch.Tenso
     return frame_mean((sample.float() - target.float()).abs() / 2, frame_mask)
 
 
-def psnr(sample: torch.Tensor, target: torch.Tensor) -> float:
-    """Peak signal-to-noise ratio, in dB, of the mean squared error over all clips."""
-    error = mse_loss(sample.clamp(-1, 1), target).mean()
-    return float(-10 * torch.log10(error.clamp(min=1e-10)))
-
-
 def kl_loss(mean: torch.Tensor, logvar: torch.Tensor, frame_mask: torch.Tensor | None = None) -> torch.Tensor:
     """KL divergence from the posterior to a standard normal, per latent value, averaged over real frames."""
     mean, logvar = mean.float(), logvar.float()

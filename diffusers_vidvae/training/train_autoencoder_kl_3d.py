@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 from torch.func import functional_call
 
+from diffusers_vidvae.metrics import clip_psnr
 from diffusers_vidvae.models.autoencoder_kl_3d import AutoencoderKL3D
 
 from .config import TrainConfig, check_range, load_config
@@ -40,7 +41,6 @@ from .losses import (
     kl_loss,
     mae_loss,
     mse_loss,
-    psnr,
 )
 from .pretrained import starting_model
 from .trainer import Batch, Objective, Trainer
@@ -118,7 +118,7 @@ class AutoencoderKL3DObjective(Objective):
         decoded = self.model.decode(posterior.mode(), *sample.shape[2:]).sample
         save_contact_sheet(contact_sheet, [sample, decoded])
         image = self.model.decode(self.model.encode(sample[:, :, :1]).latent_dist.mode(), 1, *sample.shape[3:]).sample
-        return {"psnr": psnr(decoded, sample), "psnr_images": psnr(image, sample[:, :, :1])}
+        return {"psnr": clip_psnr(sample, decoded), "psnr_images": clip_psnr(sample[:, :, :1], image)}
 
 
 def _adversarial_losses(

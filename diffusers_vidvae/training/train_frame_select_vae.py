@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather
 
+from diffusers_vidvae.metrics import clip_psnr
 from diffusers_vidvae.models.frame_select_vae import FrameSelectVAE, PooledKeepHead
 
 from .config import TrainConfig, check_range, load_config
@@ -45,7 +46,6 @@ from .losses import (
     mae_loss,
     mse_loss,
     policy_gradient_loss,
-    psnr,
 )
 from .optimization import scale_input_gradient
 from .pretrained import starting_model
@@ -235,7 +235,7 @@ class FrameSelectObjective(Objective):
             "uniform_rate": self.model.select_frames(probs, mode="uniform", rate=max(float(probs.mean()), 1e-3)),
         }
         decoded = {name: self.model.decode(latents, mask).sample for name, mask in masks.items()}
-        metrics = {f"psnr_{name}": psnr(frames, sample) for name, frames in decoded.items()}
+        metrics = {f"psnr_{name}": clip_psnr(sample, frames) for name, frames in decoded.items()}
         for index, motion in enumerate(() if data.validation_folders else MOTIONS[: len(sample)]):
             metrics[f"keep_{motion}"] = float(probs[index :: len(MOTIONS)].mean())
         save_contact_sheet(

@@ -178,11 +178,11 @@ def test_scores_of_each_frame():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"keep_mask": torch.ones(5, dtype=torch.bool)}, r"keep_mask has shape \(5,\), the clip \(1, 6\)"),
-        ({"boundaries": [6]}, "border at frame 6, expected 1 to 5"),
+        ({"keep_mask": torch.ones(5, dtype=torch.bool)}, r"`keep_mask` has shape \(5,\), the clip \(1, 6\)"),
+        ({"boundaries": [6]}, "Border at frame 6, expected 1 to 5"),
         ({"boundaries": range(1, 6)}, "5 of 6 frames are borders"),
-        ({"seam_rows": [16]}, "border at row 16, expected 1 to 15"),
-        ({"seam_columns": [0]}, "border at column 0, expected 1 to 19"),
+        ({"seam_rows": [16]}, "Border at row 16, expected 1 to 15"),
+        ({"seam_columns": [0]}, "Border at column 0, expected 1 to 19"),
     ],
 )
 def test_options_that_do_not_fit_the_clip_are_refused(options, message):
@@ -194,14 +194,14 @@ def test_options_that_do_not_fit_the_clip_are_refused(options, message):
 def test_clips_that_differ_are_refused():
     with pytest.raises(ValueError, match=r"is \(1, 6, 3, 16, 20\) and \(1, 6, 3, 16, 16\)"):
         evaluate_clip(random_clip(), random_clip(width=16))
-    with pytest.raises(ValueError, match="the reference has 6 frames, the reconstruction 5"):
+    with pytest.raises(ValueError, match="The reference has 6 frames, the reconstruction 5"):
         evaluate_clip(random_clip(), random_clip(frames=5))
     metrics = ClipMetrics()
     metrics.update(random_clip(), random_clip())
-    with pytest.raises(ValueError, match=r"frames of shape \(3, 8, 20\) follow frames of \(3, 16, 20\)"):
+    with pytest.raises(ValueError, match=r"Frames of shape \(3, 8, 20\) follow frames of \(3, 16, 20\)"):
         metrics.update(random_clip(height=8), random_clip(height=8))
 
 
 def test_nothing_measured_is_an_error():
-    with pytest.raises(ValueError, match="no frame was measured"):
+    with pytest.raises(ValueError, match="No frame was measured"):
         ClipMetrics().compute()

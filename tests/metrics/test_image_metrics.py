@@ -8,7 +8,7 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
-from diffusers_vidvae.metrics import as_frames, ms_ssim, psnr, ssim
+from diffusers_vidvae.metrics import as_frames, clip_psnr, ms_ssim, psnr, ssim
 
 
 def image_pair(height: int, width: int, noise: float, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
@@ -22,6 +22,12 @@ def test_psnr_agrees_with_torchmetrics(noise):
     pair = image_pair(33, 40, noise)
     expected = peak_signal_noise_ratio(pair[1], pair[0], data_range=1.0, reduction="none", dim=(1, 2, 3))
     torch.testing.assert_close(psnr(*pair), expected)
+
+
+def test_psnr_of_clips_clamps_what_overshoots():
+    clips = torch.zeros(1, 3, 2, 2, 2)
+    assert clip_psnr(clips, clips + 0.2) == pytest.approx(20)
+    assert clip_psnr(clips + 1, clips + 1.5) == 100
 
 
 def torchmetrics_maps(reference, reconstruction) -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,7 +92,7 @@ def test_pixels_beyond_the_range_count_as_shown():
 @pytest.mark.parametrize(
     ("video", "message"),
     [
-        ([1, 2], "expected a tensor or an array of pixels, got list"),
+        ([1, 2], "Expected a tensor or an array of pixels, got list"),
         (torch.zeros(3, 4, 5), r"got torch.float32 \(3, 4, 5\)"),
         (torch.zeros(1, 3, 2, 4, 4, dtype=torch.int64), "got torch.int64"),
         (torch.zeros(1, 3, 0, 4, 4), "at least one frame"),

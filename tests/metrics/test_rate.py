@@ -57,8 +57,8 @@ def test_integrals_agree_with_scipys_monotone_cubics(rate_steps, quality_steps, 
     [
         ([1.0], [30.0], "1 rates and 1 qualities, expected as many, at least 2"),
         ([1.0, 2.0], [30.0], "2 rates and 1 qualities"),
-        ([0.0, 2.0], [30.0, 31.0], "rates must be positive, got 0.0"),
-        ([1.0, 2.0], [31.0, 30.0], "quality must grow with the rate, got 31.0 at 1.0 and 30.0 at 2.0"),
+        ([0.0, 2.0], [30.0, 31.0], "Rates must be positive, got 0.0"),
+        ([1.0, 2.0], [31.0, 30.0], "Quality must grow with the rate, got 31.0 at 1.0 and 30.0 at 2.0"),
         ([1.0, 2.0], [50.0, 60.0], "no qualities in common"),
     ],
 )
