@@ -1,17 +1,19 @@
 r"""Images and videos through any video autoencoder and back, at their own size and length."""
 
+from __future__ import annotations
+
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import accumulate
+from itertools import accumulate, chain
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution, IdentityDistribution
-from diffusers.utils import replace_example_docstring
+from diffusers.models.autoencoders.vae import IdentityDistribution
+from diffusers.utils import logging, replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 
@@ -20,24 +22,21 @@ from diffusers_vidvae.autoencoders import (
     Posterior,
     VideoAutoencoder,
     VideoGeometry,
-    crop_clip,
     open_autoencoder,
-    pad_clip,
 )
-from diffusers_vidvae.media.transforms import to_frames, to_pixels
-from diffusers_vidvae.metrics import evaluate_clip
-from diffusers_vidvae.models.frame_select_vae import SELECTION_MODES, clip_windows
+from diffusers_vidvae.autoencoders.memory import MemoryPlan, is_out_of_memory, less_memory, plan_memory
+from diffusers_vidvae.autoencoders.streams import EncodedPiece, LatentPiece, open_stream, rechunk
+from diffusers_vidvae.media.transforms import to_pixels
+from diffusers_vidvae.metrics import ClipMetrics, PerceptualMetric, evaluate_clip
+from diffusers_vidvae.models.frame_select_vae import SELECTION_MODES
 
 from .clip_source import ClipInput
 from .pipeline_output import ReconstructedFile, VideoReconstructionPipelineOutput
 
 
-if TYPE_CHECKING:
-    from .reconstruction_files import FileJob
-
+logger = logging.get_logger(__name__)
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-STREAM_FRAMES = 24
 
 EXAMPLE_DOC_STRING = """
     Examples:
@@ -53,27 +52,17 @@ EXAMPLE_DOC_STRING = """
 """
 
 
-@dataclass(frozen=True)
-class _Options:
-    """How clips are encoded and decoded; the fields are arguments of `VideoReconstructionPipeline.__call__`."""
+class ReconstructedPiece(NamedTuple):
+    """Consecutive frames of a clip, or of a batch of clips.
 
-    sample_posterior: bool = False
-    generator: torch.Generator | list[torch.Generator] | None = None
-    mode: str | None = None
-    num_frames: int | None = None
-    rate: float | None = None
-    threshold: float = 0.5
-    decode_timestep: float | None = None
-    decode_noise_scale: float | None = None
-    latents_only: bool = False
-    callback: Callable[..., dict] | None = None
-    callback_tensor_inputs: tuple[str, ...] = ("latents",)
+    Args:
+        original: Pixels `(batch, 3, t, height, width)` in [-1, 1], as they were encoded.
+        sample: Reconstruction of the same shape, float32, about [-1, 1]; None where only latents are wanted.
+        latents: Latents of these frames, or those that were decoded for them.
+        keep_mask: Frames that were decoded from their latents, bool `(batch, t)`; None if all were.
+    """
 
-
-class _Piece(NamedTuple):
-    """Consecutive frames of clips: pixels `(B, 3, t, H, W)`, about [-1, 1], or latents where those are wanted."""
-
-    num_frames: int
+    original: torch.Tensor
     sample: torch.Tensor | None
     latents: torch.Tensor | None
     keep_mask: torch.Tensor | None = None
@@ -244,37 +233,34 @@ class VideoReconstructionPipeline(DiffusionPipeline):
         if compute_metrics and output_type == "latent":
             raise ValueError("`compute_metrics` needs pixels, which `output_type` 'latent' does not give.")
         clips, clip_fps = load_clips(video, fps) if video is not None else (load_images(image), None)
-        options = _Options(
-            sample_posterior,
-            generator,
-            mode,
-            num_frames,
-            rate,
-            threshold,
-            decode_timestep,
-            decode_noise_scale,
-            output_type == "latent",
-            callback_on_step_end,
-            tuple(callback_on_step_end_tensor_inputs),
-        )
-
-        self._interrupt = False
         pieces = []
         with self.progress_bar(total=clips.shape[2]) as progress_bar:
-            for piece in self._run(clips.split(chunk_frames or clips.shape[2], dim=2), options, chunk_frames):
+            for piece in self._reconstruct(
+                [clips],
+                chunk_frames=chunk_frames,
+                total_frames=clips.shape[2],
+                sample_posterior=sample_posterior,
+                selection=_selection(mode, num_frames=num_frames, rate=rate, threshold=threshold),
+                decode_timestep=decode_timestep or 0.0,
+                decode_noise_scale=_noise_scale(decode_timestep, decode_noise_scale),
+                generator=generator,
+                latents_only=output_type == "latent",
+                callback=callback_on_step_end,
+                callback_tensor_inputs=callback_on_step_end_tensor_inputs,
+            ):
                 pieces.append(piece)
-                progress_bar.update(piece.num_frames)
-        keep_mask = _join(pieces, "keep_mask", dim=1) if mode is not None else None
+                progress_bar.update(piece.original.shape[2])
         self.maybe_free_model_hooks()
 
+        keep_mask = _join(pieces, "keep_mask", dim=1) if mode is not None else None
         metrics = original = None
         if output_type == "latent":
             frames = _join(pieces, "latents", dim=2)
         else:
-            sample = _join(pieces, "sample", dim=2)
-            clips = clips[:, :, : sample.shape[2]]
+            sample, clips = _join(pieces, "sample", dim=2), _join(pieces, "original", dim=2)
             if compute_metrics:
-                metrics = measure_clips(clips, sample, keep_mask, self._boundaries(pieces))
+                boundaries = list(accumulate(piece.original.shape[2] for piece in pieces))[:-1]
+                metrics = measure_clips(clips, sample, keep_mask, boundaries)
             frames, original = (
                 self.video_processor.postprocess_video(pixels, output_type) for pixels in (sample, clips)
             )
@@ -284,14 +270,57 @@ class VideoReconstructionPipeline(DiffusionPipeline):
             frames=frames, original=original, metrics=metrics, keep_mask=keep_mask, fps=clip_fps
         )
 
-    def _boundaries(self, pieces: list[_Piece]) -> list[int]:
-        """First frames of the chunks or windows that a clip ran in, without 0."""
-        if len(pieces) == 1 and open_autoencoder(self.vae).is_a("FrameSelectVAE"):
-            windows = clip_windows(pieces[0].num_frames, self.vae.config.clip_num_frames)
-            return [window.first_new for window in windows[1:]]
-        return list(accumulate(piece.num_frames for piece in pieces))[:-1]
+    # Streams and files
 
-    # Files
+    def reconstruct_frames(
+        self,
+        video: str | PathLike[str],
+        fps: float | Fraction | None = None,
+        chunk_frames: int | None = None,
+        sample_posterior: bool = False,
+        mode: str | None = None,
+        rate: float | None = None,
+        threshold: float = 0.5,
+        decode_timestep: float | None = None,
+        decode_noise_scale: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[ReconstructedPiece]:
+        r"""Reconstructs an image or video file at its own size, piece by piece, as memory allows.
+
+        Args:
+            video: The file.
+            fps: Rate that a video is resampled to by its timestamps.
+            chunk_frames: As in `__call__`, like the arguments that follow.
+            sample_posterior: Whether to draw the latents.
+            mode: Frame selection.
+            rate: Share of the frames to keep.
+            threshold: For mode `"threshold"`.
+            decode_timestep: For decoders conditioned on one.
+            decode_noise_scale: For those decoders.
+            generator: Source of randomness.
+
+        Yields:
+            Pieces with the original and its reconstruction.
+
+        Raises:
+            ValueError: An argument is not as described.
+            MediaError: The file cannot be read.
+        """
+        from .reconstruction_files import open_source
+
+        self.check_inputs(video, None, chunk_frames, mode, None, rate, decode_timestep, decode_noise_scale, "pt", [])
+        source = open_source(Path(video), fps=None if fps is None else Fraction(fps).limit_denominator(1001))
+        yield from self._reconstruct(
+            source.pieces(),
+            chunk_frames=chunk_frames,
+            total_frames=1 if source.fps is None else None,
+            sample_posterior=sample_posterior,
+            selection=_selection(mode, rate=rate, threshold=threshold),
+            decode_timestep=decode_timestep or 0.0,
+            decode_noise_scale=_noise_scale(decode_timestep, decode_noise_scale),
+            generator=generator,
+        )
+        self.maybe_free_model_hooks()
 
     @torch.no_grad()
     def reconstruct_file(
@@ -311,6 +340,7 @@ class VideoReconstructionPipeline(DiffusionPipeline):
         decode_noise_scale: float | None = None,
         generator: torch.Generator | None = None,
         compute_metrics: bool = False,
+        lpips: PerceptualMetric | None = None,
         overwrite: bool = False,
         writer_options: dict[str, Any] | None = None,
         callback_on_step_end: Callable[..., dict] | None = None,
@@ -344,6 +374,7 @@ class VideoReconstructionPipeline(DiffusionPipeline):
             decode_noise_scale: For those decoders.
             generator: Source of randomness.
             compute_metrics: Whether to measure the reconstruction, before the image or video codec.
+            lpips: Perceptual distance to measure, too, such as `LPIPS()` of `diffusers_vidvae.metrics`.
             overwrite: Whether files may be replaced.
             writer_options: Options of `VideoWriter`, such as `crf`, `lossless` or `audio_from`.
             callback_on_step_end: As in `__call__`.
@@ -354,223 +385,200 @@ class VideoReconstructionPipeline(DiffusionPipeline):
             MediaError: A file cannot be read, exists, cannot be written, or the clip is too slow or too small. Nothing
                 half-written is left.
         """
-        from diffusers_vidvae.media import media_kind
-
-        from .reconstruction_files import FileJob, beside
+        from .reconstruction_files import beside, check_outputs, open_outputs, open_source
 
         inputs = callback_on_step_end_tensor_inputs
         self.check_inputs(
             input, None, chunk_frames, mode, None, rate, decode_timestep, decode_noise_scale, "pil", inputs
         )
+        if fps is not None and fps <= 0:
+            raise ValueError(f"`fps` must be positive, got {fps}.")
         is_kl_3d = open_autoencoder(self.vae).is_a("AutoencoderKL3D")
+        preprocess = is_kl_3d if preprocess is None else preprocess
+        if size_bucket is not None and not preprocess:
+            raise ValueError(f"`size_bucket` {size_bucket!r} needs `preprocess`, which resizes.")
         if isinstance(original_output, bool):
             original_output = beside(Path(output), "_original") if original_output else ""
-        job = FileJob(
+        paths = [Path(path) for path in (output, original_output) if path]
+        check_outputs(Path(input), paths)
+
+        source = open_source(
             Path(input),
-            Path(output),
-            Path(original_output) if original_output else None,
-            preprocess=is_kl_3d if preprocess is None else preprocess,
-            least_side=self.vae.spatial_compression_ratio if is_kl_3d else 1,
+            preprocess=preprocess,
             size_bucket=size_bucket,
             fps=None if fps is None else Fraction(fps).limit_denominator(1001),
-            compute_metrics=compute_metrics,
-            overwrite=overwrite,
-            writer_options=writer_options or {},
+            least_side=self.vae.spatial_compression_ratio if is_kl_3d else 1,
         )
-        options = _Options(
-            sample_posterior, generator, mode, None, rate, threshold, decode_timestep, decode_noise_scale
-        )
-        options = replace(options, callback=callback_on_step_end, callback_tensor_inputs=tuple(inputs))
-        self._interrupt = False
-        if media_kind(job.input) == "image":
-            result = self._reconstruct_image(job, options)
-        else:
-            result = self._reconstruct_video(job, options, chunk_frames)
+        metrics = ClipMetrics(lpips=lpips) if compute_metrics else None
+        num_frames, boundaries, masks = 0, [], []
+        with (
+            open_outputs(source, paths, overwrite, writer_options or {}) as write,
+            self.progress_bar(total=source.expected_frames or float("inf")) as progress_bar,
+        ):
+            for piece in self._reconstruct(
+                source.pieces(),
+                chunk_frames=chunk_frames,
+                total_frames=1 if source.fps is None else None,
+                sample_posterior=sample_posterior,
+                selection=_selection(mode, rate=rate, threshold=threshold),
+                decode_timestep=decode_timestep or 0.0,
+                decode_noise_scale=_noise_scale(decode_timestep, decode_noise_scale),
+                generator=generator,
+                callback=callback_on_step_end,
+                callback_tensor_inputs=inputs,
+            ):
+                write(piece.sample, piece.original)
+                if metrics is not None:
+                    metrics.update(piece.original, piece.sample)
+                if piece.keep_mask is not None:
+                    masks.append(piece.keep_mask.cpu())
+                boundaries.append(num_frames)
+                num_frames += piece.original.shape[2]
+                progress_bar.update(piece.original.shape[2])
         self.maybe_free_model_hooks()
-        return result
 
-    def _reconstruct_image(self, job: "FileJob", options: _Options) -> ReconstructedFile:
-        image = job.load_image()
-        pixels = to_pixels(image)
-        (piece,) = self._run([pixels], options)
-        assert piece.sample is not None
-        metrics = measure_clips(pixels, piece.sample, piece.keep_mask)[0] if job.compute_metrics else None
-        job.save_images(to_frames(piece.sample)[0, 0], image)
+        keep_mask = torch.cat(masks, dim=1) if masks else None
+        if metrics is not None:
+            metrics.keep_mask, metrics.boundaries = keep_mask, boundaries[1:]
         return ReconstructedFile(
-            job.output, job.original_output, num_frames=1, height=image.height, width=image.width, metrics=metrics
+            paths[0],
+            paths[1] if len(paths) > 1 else None,
+            num_frames=num_frames,
+            height=source.height,
+            width=source.width,
+            fps=source.fps,
+            keep_rate=None if keep_mask is None else float(keep_mask.float().mean()),
+            metrics=None if metrics is None else metrics.compute(),
         )
 
-    def _reconstruct_video(self, job: "FileJob", options: _Options, chunk_frames: int | None) -> ReconstructedFile:
+    # From pixels to pixels
+
+    @torch.no_grad()
+    def _reconstruct(
+        self, pieces: Iterable[torch.Tensor], chunk_frames: int | None, **options: Any
+    ) -> Iterator[ReconstructedPiece]:
+        """Runs clips that arrive in pieces `(B, 3, t, H, W)`; if memory runs out at the start, once more with less.
+
+        `options` are those of `_run`.
+        """
+        self._interrupt = False
         model = open_autoencoder(self.vae)
-        with job.open_video() as tape:
-            if model.is_a("FrameSelectVAE"):
-                pieces = self._run_windows(model, tape.windows(self.vae.config.clip_num_frames), options)
-            elif model.is_a("AutoencoderKL3D"):
-                chunk_frames = chunk_frames or self.vae.chunk_frames or STREAM_FRAMES
-                pieces = self._run_stream(model, tape.pieces(chunk_frames), options)
-            else:
-                pieces = self._run_chunks(model, tape.pieces(chunk_frames), options)
-            with self.progress_bar(total=tape.expected_frames or float("inf")) as progress_bar:
-                for piece in pieces:
-                    assert piece.sample is not None
-                    tape.write(piece.sample, piece.keep_mask)
-                    progress_bar.update(piece.num_frames)
-        return ReconstructedFile(
-            job.output,
-            job.original_output,
-            num_frames=tape.num_frames,
-            height=tape.size[0],
-            width=tape.size[1],
-            fps=tape.fps,
-            keep_rate=tape.keep_rate(),
-            metrics=tape.measure(),
-        )
-
-    # Running a model. All of these take consecutive pieces `(B, 3, t, H, W)` of clips and yield what becomes of them.
+        pieces = iter(pieces)
+        first = next(pieces)
+        plan = plan_memory(model, *first.shape[3:], chunk_frames=chunk_frames)
+        unfinished = deque([first])
+        results = self._run(model, plan, pieces, unfinished, **options)
+        try:
+            first_result = next(results)
+        except (RuntimeError, MemoryError) as error:
+            smaller = less_memory(model, plan) if is_out_of_memory(error) else None
+            if smaller is None:
+                raise
+            logger.warning(f"Memory ran out with {plan.describe()}; trying {smaller.describe()}.")
+            results = self._run(model, smaller, pieces, unfinished, **options)
+            first_result = next(results)
+        yield first_result
+        yield from results
 
     def _run(
-        self, pieces: Iterable[torch.Tensor], options: _Options, chunk_frames: int | None = None
-    ) -> Iterator[_Piece]:
-        model = open_autoencoder(self.vae)
-        if chunk_frames is not None and model.is_a("AutoencoderKL3D"):
-            return self._run_stream(model, pieces, options)
-        return self._run_chunks(model, pieces, options)
+        self,
+        model: VideoAutoencoder,
+        plan: MemoryPlan,
+        pieces: Iterator[torch.Tensor],
+        unfinished: deque[torch.Tensor],
+        total_frames: int | None = None,
+        selection: dict[str, Any] | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents_only: bool = False,
+        decode_timestep: float = 0.0,
+        **options: Any,
+    ) -> Iterator[ReconstructedPiece]:
+        """Sends clips both ways. `unfinished` holds what was read and has not come out yet; it goes first.
 
-    def _run_chunks(
-        self, model: VideoAutoencoder, pieces: Iterable[torch.Tensor], options: _Options
-    ) -> Iterator[_Piece]:
-        """Runs every piece as a clip of its own."""
-        start = 0
-        for index, piece in enumerate(pieces):
-            size = model.geometry.padded_size(*piece.shape[2:])
-            with model.tiling(*size[1:]):
-                encoded = model.encode(pad_clip(piece.to(self._execution_device), size))
-                latents = self._draw_latents(encoded.posterior, options)
-                keep_mask = self._select_frames(encoded.keep_probs, options)
-                latents, keep_mask = self._call_back(index, start, latents, keep_mask, options)
-                sample = None if options.latents_only else self._decode(model, latents, size, keep_mask, options)
-            sample = None if sample is None else crop_clip(sample, piece.shape[2:]).cpu()
-            yield _Piece(piece.shape[2], sample, latents if options.latents_only else None, keep_mask)
-            start += piece.shape[2]
-            if self.interrupt:
-                return
+        `options` are those of `_draw_latents`.
+        """
+        stream = open_stream(model, plan, total_frames)
 
-    def _run_stream(
-        self, model: VideoAutoencoder, pieces: Iterable[torch.Tensor], options: _Options
-    ) -> Iterator[_Piece]:
-        """Runs `AutoencoderKL3D` piece after piece with the state that makes them one clip."""
-        ratio = self.vae.temporal_compression_ratio
-        num_read, size = 0, torch.Size()
+        again = list(unfinished)
+        unfinished.clear()
 
         def read() -> Iterator[torch.Tensor]:
-            nonlocal num_read, size
-            for piece in pieces:
-                num_read, size = num_read + piece.shape[2], piece.shape[3:]
-                padded_size = model.geometry.padded_size(*piece.shape[2:])
-                yield pad_clip(piece.to(self._execution_device), padded_size)
+            for piece in chain(again, pieces):
+                unfinished.append(piece)
+                yield piece
 
-        def latent_pieces() -> Iterator[torch.Tensor]:
-            num_latents = 0
-            for index, parameters in enumerate(self.vae.encode_stream(read())):
-                latents = self._draw_latents(DiagonalGaussianDistribution(parameters), options)
-                yield self._call_back(index, num_latents * ratio, latents, None, options)[0]
-                num_latents += latents.shape[2]
-                if self.interrupt:
-                    return
+        chunks = (chunk.to(self._execution_device) for chunk in rechunk(read(), plan.chunk_frames))
+        encoded = stream.encode(chunks, None if selection is None else {**selection, "generator": generator})
+        latents = self._draw_latents(encoded, generator, **options)
+        if latents_only:
+            for piece in latents:
+                yield ReconstructedPiece(_take(unfinished, piece.size[0]), None, piece.latents, piece.keep_mask)
+            return
+        for decoded in stream.decode(latents, decode_timestep):
+            sample = decoded.sample.cpu()
+            yield ReconstructedPiece(_take(unfinished, sample.shape[2]), sample, None, decoded.keep_mask)
 
-        num_done = 0
-        results = latent_pieces() if options.latents_only else self.vae.decode_stream(latent_pieces())
-        for result in results:
-            # The last latent frame may stand for fewer frames than the ratio.
-            num_frames = min(result.shape[2] * (ratio if options.latents_only else 1), num_read - num_done)
-            if options.latents_only:
-                yield _Piece(num_frames, None, result)
-            else:
-                yield _Piece(num_frames, crop_clip(result.float(), (num_frames, *size)).cpu(), None)
-            num_done += num_frames
-
-    def _run_windows(
-        self, model: VideoAutoencoder, windows: Iterable[tuple[torch.Tensor, int]], options: _Options
-    ) -> Iterator[_Piece]:
-        """Runs `FrameSelectVAE` window by window, as it runs a whole clip.
-
-        Args:
-            windows: Frames `(1, 3, t, H, W)`, and the number of leading ones that the window before held, too.
-        """
-        start, latents, keep_mask = 0, None, None
-        for index, (frames, num_seen) in enumerate(windows):
-            num_new = frames.shape[2] - num_seen
-            size = model.geometry.padded_size(*frames.shape[2:])
-            with model.tiling(*size[1:]):
-                encoded = model.encode(pad_clip(frames.to(self._execution_device), size))
-                assert encoded.keep_probs is not None
-                new_latents = self._draw_latents(encoded.posterior, options)[:, :, num_seen:]
-                new_mask = self._select_frames(encoded.keep_probs[:, num_seen:], options)
-                new_latents, new_mask = self._call_back(index, start, new_latents, new_mask, options)
-                # Frames of the window before keep what it made of them.
-                latents = _append(latents, new_latents, num_seen, dim=2)
-                keep_mask = None if new_mask is None else _append(keep_mask, new_mask, num_seen, dim=1)
-                sample = self._decode(model, latents, size, keep_mask, options)
-            sample = crop_clip(sample, frames.shape[2:])[:, :, num_seen:].cpu()
-            yield _Piece(num_new, sample, None, new_mask)
-            start += num_new
+    def _draw_latents(
+        self,
+        encoded: Iterable[EncodedPiece],
+        generator: torch.Generator | list[torch.Generator] | None,
+        sample_posterior: bool = False,
+        decode_noise_scale: float = 0.0,
+        callback: Callable[..., dict] | None = None,
+        callback_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> Iterator[LatentPiece]:
+        """Latents of every piece, after the callback had its say, until it interrupts."""
+        start = 0
+        for index, piece in enumerate(encoded):
+            latents, keep_mask = self._draw(piece.posterior, sample_posterior, generator), piece.keep_mask
+            if callback is not None:
+                tensors = {"latents": latents, "keep_mask": keep_mask}
+                changed = callback(self, index, start, {name: tensors[name] for name in callback_tensor_inputs})
+                latents, keep_mask = changed.get("latents", latents), changed.get("keep_mask", keep_mask)
+            if decode_noise_scale:
+                noise = randn_tensor(latents.shape, generator, latents.device, latents.dtype)
+                latents = (1 - decode_noise_scale) * latents + decode_noise_scale * noise
+            yield LatentPiece(latents, piece.size, keep_mask)
+            start += piece.size[0]
             if self.interrupt:
                 return
 
-    def _draw_latents(self, posterior: Posterior, options: _Options) -> torch.Tensor:
-        if not options.sample_posterior:
+    def _draw(
+        self,
+        posterior: Posterior,
+        sample_posterior: bool,
+        generator: torch.Generator | list[torch.Generator] | None,
+    ) -> torch.Tensor:
+        if not sample_posterior:
             return posterior.mode()
         if isinstance(posterior, IdentityDistribution):
             raise ValueError(f"{type(self.vae).__name__} has no posterior to draw from; leave out `sample_posterior`.")
-        return posterior.sample(options.generator)
-
-    def _select_frames(self, keep_probs: torch.Tensor | None, options: _Options) -> torch.Tensor | None:
-        if keep_probs is None or options.mode is None:
-            return None
-        return self.vae.select_frames(
-            keep_probs,
-            mode=options.mode,
-            num_frames=options.num_frames,
-            rate=options.rate,
-            threshold=options.threshold,
-            generator=options.generator,
-        )
-
-    def _decode(
-        self,
-        model: VideoAutoencoder,
-        latents: torch.Tensor,
-        size: tuple[int, int, int],
-        keep_mask: torch.Tensor | None,
-        options: _Options,
-    ) -> torch.Tensor:
-        timestep = options.decode_timestep or 0.0
-        noise_scale = timestep if options.decode_noise_scale is None else options.decode_noise_scale
-        if noise_scale:
-            noise = randn_tensor(latents.shape, options.generator, latents.device, latents.dtype)
-            latents = (1 - noise_scale) * latents + noise_scale * noise
-        return model.decode(latents, size, timestep, keep_mask)
-
-    def _call_back(
-        self, index: int, start: int, latents: torch.Tensor, keep_mask: torch.Tensor | None, options: _Options
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if options.callback is None:
-            return latents, keep_mask
-        tensors = {"latents": latents, "keep_mask": keep_mask}
-        outputs = options.callback(
-            self, index, start, {name: tensors[name] for name in options.callback_tensor_inputs}
-        )
-        return outputs.get("latents", latents), outputs.get("keep_mask", keep_mask)
+        return posterior.sample(generator)
 
 
-def _append(previous: torch.Tensor | None, new: torch.Tensor, num_kept: int, dim: int) -> torch.Tensor:
-    """Puts the last `num_kept` of the previous ones before the new ones."""
-    if previous is None or not num_kept:
-        return new
-    return torch.cat([previous.narrow(dim, previous.shape[dim] - num_kept, num_kept), new], dim=dim)
+def _selection(mode: str | None, **counts: Any) -> dict[str, Any] | None:
+    """Arguments of `FrameSelectVAE.select_stream`; None keeps all frames."""
+    return None if mode is None else {"mode": mode, **counts}
 
 
-def _join(pieces: list[_Piece], field: str, dim: int) -> torch.Tensor:
+def _noise_scale(decode_timestep: float | None, decode_noise_scale: float | None) -> float:
+    return (decode_timestep or 0.0) if decode_noise_scale is None else decode_noise_scale
+
+
+def _take(pieces: deque[torch.Tensor], num_frames: int) -> torch.Tensor:
+    """Takes the next frames off a queue of pieces `(B, C, t, H, W)`."""
+    taken = []
+    while num_frames:
+        piece = pieces.popleft()
+        if piece.shape[2] > num_frames:
+            pieces.appendleft(piece[:, :, num_frames:])
+            piece = piece[:, :, :num_frames]
+        taken.append(piece)
+        num_frames -= piece.shape[2]
+    return taken[0] if len(taken) == 1 else torch.cat(taken, dim=2)
+
+
+def _join(pieces: list[ReconstructedPiece], field: str, dim: int) -> torch.Tensor:
     return torch.cat([getattr(piece, field) for piece in pieces], dim=dim)
 
 

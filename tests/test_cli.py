@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 
 from diffusers_vidvae import FrameSelectVAE, GapDiT, VideoCompressionPipeline, __version__
@@ -398,6 +399,65 @@ def test_clips_are_evaluated(capsys, clip, tiny_model):
 
     assert run(["evaluate", str(clip), "-m", tiny_model]) == 0
     assert "PSNR" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="session")
+def frame_wise_model(tmp_path_factory) -> str:
+    """Folder of an image autoencoder of diffusers, of random weights."""
+    torch.manual_seed(0)
+    vae = AutoencoderKL(norm_num_groups=8, block_out_channels=(8,))
+    folder = tmp_path_factory.mktemp("frame_wise")
+    vae.save_pretrained(folder)
+    return str(folder)
+
+
+def test_other_autoencoders_are_evaluated_in_chunks(capsys, clip, frame_wise_model):
+    whole, chunked = (
+        call(capsys, "evaluate", clip, "-m", frame_wise_model, "--chunk-frames", count)["clips"][0]
+        for count in (10, 3)
+    )
+    assert whole["num_frames"] == 10 and chunked.pop("boundary_ratio") is not None
+    assert all(chunked[name] == pytest.approx(whole[name], abs=1e-3) for name in chunked if name != "input")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--mode", "top_k", "--num-frames", 3], "--mode and --num-frames: AutoencoderKL has no use for them."),
+        (["--rate", 0.5], "--rate: AutoencoderKL has no use for it."),
+        (["--quantize", "bf16"], "--quantize: AutoencoderKL has no use for it."),
+        (["--size-mode", "pad"], "--size-mode: AutoencoderKL has no use for it."),
+        (["--seed", 0], "--seed: AutoencoderKL has no use for it."),
+    ],
+)
+def test_options_that_a_model_cannot_use_are_refused(capsys, clip, frame_wise_model, options, message):
+    assert message in fail(capsys, "evaluate", clip, "-m", frame_wise_model, *options)
+
+
+def test_lpips_is_loaded_once_for_every_autoencoder(capsys, monkeypatch, clip, tiny_model, frame_wise_model):
+    loaded = []
+
+    class Distance:
+        def __init__(self, device):
+            loaded.append(device)
+
+        def __call__(self, reference, reconstruction):
+            return (reference - reconstruction).abs().mean(dim=(1, 2, 3))
+
+    monkeypatch.setattr("diffusers_vidvae.metrics.LPIPS", Distance)
+    for model in (tiny_model, frame_wise_model):
+        loaded.clear()
+        rows = call(capsys, "evaluate", clip, clip, "-m", model, "--lpips")["clips"]
+        assert len(loaded) == 1 and all(0 < row["lpips"] < 1 for row in rows)
+
+
+def test_quality_0_is_the_best_rather_than_the_default(capsys, clip, results, frame_wise_model):
+    sizes = []
+    for crf in (0, 18):
+        output = results / f"{crf}.mp4"
+        call(capsys, "reconstruct", clip, "-o", output, "-m", frame_wise_model, "--crf", crf)
+        sizes.append(output.stat().st_size)
+    assert sizes[0] > 1.2 * sizes[1]
 
 
 def test_unreadable_clips_are_refused_before_others_are_evaluated(capsys, clip, results):

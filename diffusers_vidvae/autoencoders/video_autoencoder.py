@@ -50,12 +50,18 @@ class VideoAutoencoder:
     Args:
         vae: An autoencoder of diffusers, of this package or of that form.
         geometry: Sizes it takes; `open_autoencoder` finds them out.
+
+    Attributes:
+        frames_per_batch: Frames that image models take as one batch.
+        tiled: Whether frames run in tiles although the model takes them whole, to save memory.
     """
 
     def __init__(self, vae: ModelMixin, geometry: VideoGeometry) -> None:
         self.vae: Any = vae
         self.names = class_names(vae)
         self.geometry = geometry
+        self.frames_per_batch = FRAMES_PER_BATCH
+        self.tiled = False
 
     def is_a(self, class_name: str) -> bool:
         return class_name in self.names
@@ -63,6 +69,11 @@ class VideoAutoencoder:
     @property
     def name(self) -> str:
         return type(self.vae).__name__
+
+    @property
+    def is_frame_wise(self) -> bool:
+        """Whether every frame is an image of its own, both ways, so that chunks of a clip change nothing."""
+        return self.geometry.per_frame and not self._decodes_clips()
 
     # Encoding
 
@@ -77,7 +88,7 @@ class VideoAutoencoder:
             return EncodedClip(posterior, keep_probs)
         if self.geometry.per_frame:
             images = pixels.transpose(1, 2).flatten(0, 1)  # (B * T, C, H, W)
-            posterior = _join([self._encode_batch(batch) for batch in images.split(FRAMES_PER_BATCH)])
+            posterior = _join([self._encode_batch(batch) for batch in images.split(self.frames_per_batch)])
             parameters = posterior.parameters.unflatten(0, (len(sample), -1)).transpose(1, 2)
             return EncodedClip(type(posterior)(parameters))
         if self.geometry.one_clip_at_a_time:
@@ -124,9 +135,11 @@ class VideoAutoencoder:
             pixels = self.vae.decode(latents, keep_mask=keep_mask).sample
         elif self.geometry.one_clip_at_a_time:
             pixels = torch.cat([self._decode_batch(clip, size, decode_timestep) for clip in latents.split(1)])
-        elif self.geometry.per_frame and not self._decodes_clips():
+        elif self.is_frame_wise:
             images = latents.transpose(1, 2).flatten(0, 1)  # (B * T, C, h, w)
-            decoded = [self._decode_batch(batch, size, decode_timestep) for batch in images.split(FRAMES_PER_BATCH)]
+            decoded = [
+                self._decode_batch(batch, size, decode_timestep) for batch in images.split(self.frames_per_batch)
+            ]
             pixels = torch.cat(decoded).unflatten(0, (len(latents), -1)).transpose(1, 2)
         elif self.geometry.per_frame:
             clips = [clip.transpose(0, 1) for clip in latents]  # (T, C, h, w) each
@@ -186,16 +199,19 @@ class VideoAutoencoder:
         channels = self.vae.config.get("input_channels") or self.vae.config.get("in_channels")
         return channels == 4 and any(name.startswith("AutoencoderKLQwenImage") for name in self.names)
 
+    @property
+    def can_tile(self) -> bool:
+        """Whether frames can run in tiles and do not yet."""
+        return getattr(self.vae, "use_tiling", None) is False
+
     @contextmanager
     def tiling(self, height: int, width: int) -> Iterator[None]:
-        """Turns tiling on for models that cannot take frames of this size without it, and off again afterwards."""
-        if not self.geometry.needs_tiling(height, width) or self.vae.use_tiling:
+        """Turns tiling on where frames of this size need it, or `tiled` asks for it, and off again afterwards."""
+        if not self.can_tile or not (self.tiled or self.geometry.needs_tiling(height, width)):
             yield
             return
-        if self.is_a("AutoencoderKLAllegro"):
-            self.vae.enable_tiling()
-        else:
-            self.vae.enable_tiling(tile_sample_size=self.vae.config.sample_size)
+        is_frame_select = self.is_a("FrameSelectVAE")
+        self.vae.enable_tiling(**({"tile_sample_size": self.vae.config.sample_size} if is_frame_select else {}))
         try:
             yield
         finally:

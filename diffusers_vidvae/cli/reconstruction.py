@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from enum import Enum
 from fractions import Fraction
 from itertools import islice
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from diffusers import ModelMixin
 
     from diffusers_vidvae import VideoReconstructionPipeline
+    from diffusers_vidvae.metrics import PerceptualMetric
 
 
 class SizeBucketName(str, Enum):
@@ -82,7 +82,7 @@ def reconstruct(
     console.check_output(output, force)
     rate_of_frames = models.parse_fps(fps)
     vae = models.load_model(model, models.Device.choose(device, dtype), demo_component="autoencoder_kl_3d")
-    writer_options = {"crf": crf, "lossless": lossless, "audio_from": input if audio else None}
+    writer_options = {"crf": crf, "lossless": lossless or None, "audio_from": input if audio else None}
     result = load_reconstruction_pipeline(vae).reconstruct_file(
         input,
         output,
@@ -96,7 +96,7 @@ def reconstruct(
         generator=models.make_generator(seed),
         compute_metrics=True,
         overwrite=force,
-        writer_options={name: value for name, value in writer_options.items() if value},
+        writer_options={name: value for name, value in writer_options.items() if value is not None},
     )
     report = {
         "input": input,
@@ -124,11 +124,18 @@ def reconstruct(
 def evaluate(
     inputs: Annotated[list[Path], typer.Argument(help="Images, videos, or folders of them.")],
     model: Model = None,
-    mode: Annotated[Mode, typer.Option(help="FrameSelectVAE: how the frames to keep are chosen.")] = Mode.systematic,
+    mode: Annotated[
+        Mode | None, typer.Option(help="FrameSelectVAE: how the frames to keep are chosen. Default: systematic.")
+    ] = None,
     num_frames: Annotated[int | None, typer.Option(help="FrameSelectVAE: frames to keep of every clip.")] = None,
     rate: Annotated[float | None, typer.Option(help="FrameSelectVAE: share of the frames to keep.")] = None,
-    quantize: Annotated[Quantize, typer.Option(help="FrameSelectVAE: how latents are stored.")] = Quantize.bf16,
-    size_mode: Annotated[SizeMode, typer.Option(help="FrameSelectVAE: how frames fit the model.")] = SizeMode.auto,
+    quantize: Annotated[
+        Quantize | None, typer.Option(help="FrameSelectVAE: how latents are stored. Default: bf16.")
+    ] = None,
+    size_mode: Annotated[
+        SizeMode | None, typer.Option(help="FrameSelectVAE: how frames fit the model. Default: auto.")
+    ] = None,
+    chunk_frames: Annotated[int | None, typer.Option(help="Other autoencoders: frames to run at a time.")] = None,
     fps: Fps = None,
     lpips: Annotated[bool, typer.Option("--lpips", help="Measure LPIPS, too; needs its weights.")] = False,
     seed: Seed = None,
@@ -138,6 +145,7 @@ def evaluate(
 ) -> None:
     """Measure how well a model brings clips back, and at what rate."""
     from diffusers_vidvae.media import media_kind
+    from diffusers_vidvae.metrics import LPIPS
 
     paths = [path for item in inputs for path in media_in(item)]
     for path in paths:
@@ -145,26 +153,39 @@ def evaluate(
         media_kind(path)
     rate_of_frames = models.parse_fps(fps)
     vae = models.load_model(model, models.Device.choose(device, dtype))
-    options: dict[str, Any] = {
-        "mode": mode.value,
+    options = {
+        "mode": mode and mode.value,
         "num_frames": num_frames,
         "rate": rate,
-        "quantize": quantize.value,
-        "size_mode": size_mode.value,
+        "quantize": quantize and quantize.value,
+        "size_mode": size_mode and size_mode.value,
+        "seed": seed,
     }
+    options = {name: value for name, value in options.items() if value is not None}
+    selects_frames = type(vae).__name__ == "FrameSelectVAE"
+    refuse_options(type(vae).__name__, {"chunk_frames": chunk_frames} if selects_frames else options)
+    distance = LPIPS(device=vae.device) if lpips else None
     rows = []
     for path in paths:
-        if type(vae).__name__ == "FrameSelectVAE":
-            options["generator"] = models.make_generator(seed)
-            figures = evaluate_compression(vae, path, rate_of_frames, lpips, options)
+        if selects_frames:
+            figures = evaluate_compression(vae, path, rate_of_frames, distance, dict(options))
         else:
-            figures = evaluate_reconstruction(vae, path, rate_of_frames)
+            figures = evaluate_reconstruction(vae, path, rate_of_frames, distance, chunk_frames)
         rows.append({"input": path, **figures})
     if json:
         console.print_json({"model": models.model_name(model), "class": type(vae).__name__, "clips": rows})
         return
     console.stdout.print(f"model: {models.model_name(model)} ({type(vae).__name__})", markup=False)
     print_rows(rows)
+
+
+def refuse_options(class_name: str, options: dict[str, Any]) -> None:
+    """Refuses options that were given although a model has no use for them."""
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
+    if given:
+        raise CommandError(
+            f"{' and '.join(given)}: {class_name} has no use for {'it' if len(given) == 1 else 'them'}."
+        )
 
 
 def media_in(path: Path) -> list[Path]:
@@ -178,20 +199,20 @@ def media_in(path: Path) -> list[Path]:
 
 
 def evaluate_compression(
-    vae: ModelMixin, path: Path, fps: Fraction | None, lpips: bool, options: dict[str, Any]
+    vae: ModelMixin, path: Path, fps: Fraction | None, lpips: PerceptualMetric | None, options: dict[str, Any]
 ) -> dict[str, Any]:
     """Fidelity and cost of a compressed clip, decoded from what its file would hold, in constant memory."""
     import torch
 
     from diffusers_vidvae import VideoCompressionPipeline
-    from diffusers_vidvae.metrics import LPIPS, ClipMetrics
+    from diffusers_vidvae.metrics import ClipMetrics
     from diffusers_vidvae.pipelines.clip_source import open_clips
 
     pipeline = models.quiet_pipeline(VideoCompressionPipeline(vae))
-    distance = LPIPS(device=vae.device) if lpips else None
-    compressed = pipeline.compress(path, fps=fps, **options)
+    generator = models.make_generator(options.pop("seed", None))
+    compressed = pipeline.compress(path, fps=fps, generator=generator, **options)
     boundaries = [window.start for window in compressed.selections[1:]]
-    metrics = ClipMetrics(compressed.keep_mask, boundaries, lpips=distance)
+    metrics = ClipMetrics(compressed.keep_mask, boundaries, lpips=lpips)
     (source,) = open_clips(path, fps)
     for frames in pipeline.decompress_frames(compressed):
         reference = torch.stack(list(islice(source.frames, len(frames))), dim=1)
@@ -199,16 +220,19 @@ def evaluate_compression(
     return {**metrics.compute(), **describe_compressed(compressed)}
 
 
-def evaluate_reconstruction(vae: ModelMixin, path: Path, fps: Fraction | None) -> dict[str, Any]:
+def evaluate_reconstruction(
+    vae: ModelMixin, path: Path, fps: Fraction | None, lpips: PerceptualMetric | None, chunk_frames: int | None
+) -> dict[str, Any]:
     """Fidelity of a reconstructed image or clip at its native size and rate."""
-    from diffusers_vidvae.media import media_kind
+    from diffusers_vidvae.metrics import ClipMetrics
 
-    name = "reconstruction.png" if media_kind(path) == "image" else "reconstruction.mkv"
-    with tempfile.TemporaryDirectory() as folder:
-        result = load_reconstruction_pipeline(vae).reconstruct_file(
-            path, Path(folder) / name, original_output=False, preprocess=False, fps=fps, compute_metrics=True
-        )
-    return {"width": result.width, "height": result.height, **(result.metrics or {})}
+    metrics, boundaries = ClipMetrics(lpips=lpips), []
+    for piece in load_reconstruction_pipeline(vae).reconstruct_frames(path, fps=fps, chunk_frames=chunk_frames):
+        boundaries.append(metrics.num_frames)
+        metrics.update(piece.original, piece.sample)
+    metrics.boundaries = boundaries[1:]
+    height, width = piece.original.shape[3:]
+    return {"width": width, "height": height, **metrics.compute()}
 
 
 COLUMNS = {

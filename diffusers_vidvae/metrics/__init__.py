@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .clip import ClipMetrics, evaluate_clip
+from .clip import ClipMetrics, PerceptualMetric, evaluate_clip
 from .image import clip_psnr, ms_ssim, psnr, psnr_from_mse, ssim
 from .lpips import LPIPS
 from .pixels import as_frames
@@ -21,6 +21,7 @@ from .vmaf import VmafScores, find_vmaf_ffmpeg, vmaf
 __all__ = [
     "LPIPS",
     "ClipMetrics",
+    "PerceptualMetric",
     "VmafScores",
     "as_frames",
     "bd_quality",

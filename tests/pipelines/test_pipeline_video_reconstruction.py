@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import diffusers
 import numpy as np
@@ -334,6 +335,44 @@ def test_chunks_that_do_not_fit_are_refused(name, chunk_frames, message):
         make_pipe(name)(clips(1, 3, 5, 16, 16), chunk_frames=chunk_frames)
 
 
+def test_frame_wise_models_lose_nothing_by_chunks():
+    pipe, video, starts = make_pipe("kl"), clips(1, 3, 35, 16, 24), []
+
+    def callback(pipe, index, start, tensors):
+        starts.append(start)
+        return {}
+
+    result = reconstruct(pipe, video, callback_on_step_end=callback)
+    assert starts == [0, 16, 32]
+    torch.testing.assert_close(result, reconstruct(pipe, video, chunk_frames=35), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "shorter"), [("kl", 8), ("kl_3d", 12)])
+def test_memory_that_runs_out_is_tried_once_with_less(monkeypatch, caplog, name, shorter):
+    pipe, video, lengths = make_pipe(name), clips(1, 3, 40, 16, 24), []
+    expected = reconstruct(pipe, video)
+
+    def callback(pipe, index, start, tensors):
+        lengths.append(start)
+        if len(lengths) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return {}
+
+    monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
+    result = reconstruct(pipe, video, callback_on_step_end=callback)
+    assert lengths[:3] == [0, 0, shorter]
+    assert "Memory ran out with" in caplog.text and f"trying {shorter} frames at a time" in caplog.text
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
+
+
+def test_memory_that_runs_out_twice_is_an_error(kl_3d_pipe):
+    def callback(pipe, index, start, tensors):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        kl_3d_pipe(clips(1, 3, 40, 16, 24), callback_on_step_end=callback)
+
+
 def test_callback_sees_every_chunk_and_may_change_its_latents(wan_pipe):
     video, seen = clips(1, 3, 12, 16, 16), []
 
@@ -375,6 +414,20 @@ def test_frames_are_selected_on_demand(frame_select_pipe):
     expected = frame_select_pipe.vae(video, keep_mask=output.keep_mask).sample.clamp(-1, 1)
     torch.testing.assert_close(output.frames.transpose(1, 2) * 2 - 1, expected, rtol=1e-4, atol=1e-5)
     assert output.metrics[0]["keep_rate"] == pytest.approx(3 / 7)
+
+
+@pytest.mark.parametrize(("mode", "num_frames"), [("uniform", 2), ("top_k", 4), ("systematic", 3)])
+def test_every_window_keeps_a_frame_and_shows_its_clip(frame_select_pipe, mode, num_frames):
+    first, other = (clips(1, 3, 8, 16, 16, seed=seed) for seed in (0, 1))
+    output = frame_select_pipe(first, mode=mode, num_frames=num_frames, output_type="pt")
+    assert output.keep_mask.sum() == num_frames and output.keep_mask.unflatten(1, (2, 4)).any(dim=2).all()
+    same = frame_select_pipe(other, mode=mode, num_frames=num_frames, output_type="pt").frames == output.frames
+    assert not same.unflatten(1, (2, 4)).flatten(2).all(dim=2).any()
+
+
+def test_fewer_frames_than_windows_are_refused_with_both_numbers(frame_select_pipe):
+    with pytest.raises(ValueError, match="at least 1 frame of each of its 2 windows.* got `num_frames` 1"):
+        frame_select_pipe(clips(1, 3, 8, 16, 16), mode="uniform", num_frames=1)
 
 
 def test_all_frames_are_kept_by_default(frame_select_pipe):
