@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from diffusers_vidvae.conversion.checkpoints import CheckpointError
+from diffusers_vidvae.files import sync
+
 from .config import differing_fields
 
 
 STATE_FILE = "training_state.json"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be written or does not belong to this training."""
 
 
 def checkpoint_folders(output_dir: Path) -> list[Path]:
@@ -63,7 +61,7 @@ def write_checkpoint(
         wait()
         if is_main:
             (temporary / STATE_FILE).write_text(json.dumps(state, indent=2))
-            _sync_files(temporary)
+            sync(temporary)
             shutil.rmtree(final, ignore_errors=True)
             temporary.rename(final)
             for old in checkpoint_folders(output_dir)[:-keep]:
@@ -95,13 +93,3 @@ def read_state(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
             " another `run.output_dir`."
         )
     return state
-
-
-def _sync_files(folder: Path):
-    for path in [*folder.rglob("*"), folder]:
-        if os.name == "posix" or path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)

@@ -20,7 +20,9 @@ class DataConfig:
     """What a training clip is made of.
 
     Args:
-        folders: Folders (or files) of videos and images; empty for procedural clips only.
+        folders: Folders of videos and images, files, lists of files (`.txt`, `.csv`, `.tsv`, `.jsonl`) or indexes that
+            `vidvae index` wrote; empty for procedural clips only.
+        index: File that keeps what was found out about the files of `folders`; None keeps it in each folder.
         holdout: File names in those folders that training never reads.
         validation_folders: Folders (or files) whose clips validate the model, in the place of procedural ones. Files
             with fewer than `num_frames` frames, images too, are left out.
@@ -42,6 +44,7 @@ class DataConfig:
     """
 
     folders: list[str] = field(default_factory=list)
+    index: str | None = None
     holdout: list[str] = field(default_factory=list)
     validation_folders: list[str] = field(default_factory=list)
     procedural_share: float = 1.0
@@ -63,6 +66,9 @@ class DataConfig:
         check_range("data.procedural_share", self.procedural_share, 0, 1)
         check_range("data.min_crop", self.min_crop, 1e-3, 1)
         check_range("data.num_frames", self.num_frames, 1)
+
+    def check_folders(self) -> None:
+        """Refuses a share of files without files."""
         if self.procedural_share < 1 and not self.folders:
             raise ValueError(
                 f"`data.procedural_share` is {self.procedural_share}, so `data.folders` must name at least one folder."
@@ -168,6 +174,9 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     run: RunConfig = field(default_factory=lambda: RunConfig(max_steps=1_000_000))
 
+    def __post_init__(self) -> None:
+        self.data.check_folders()
+
 
 # What may change between the runs of one training.
 OPERATIONAL_FIELDS = frozenset(
@@ -187,7 +196,7 @@ OPERATIONAL_FIELDS = frozenset(
         "pretrained_model",
         "compile_blocks",
     )
-) | {"data.num_workers", "data.cached_side", "data.validation_folders"}
+) | {"data.num_workers", "data.cached_side", "data.validation_folders", "data.index"}
 
 
 def check_range(name: str, value: float, low: float, high: float | None = None) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from dataclasses import asdict
+from hashlib import sha256
 
 import numpy as np
 import torch
@@ -12,6 +15,13 @@ from .config import DataConfig
 from .draws import ShuffledOrder, numpy_generator
 from .folders import ClipFolder
 from .procedural import ProceduralClips
+
+
+# Counts up when draws of the same configuration become other clips.
+RECIPE_VERSION = 1
+
+# What does not change a draw, or is covered by the fingerprint of the files.
+_BESIDE_DRAWS = ("folders", "holdout", "index", "validation_folders", "num_workers")
 
 
 class ClipDataset(Dataset):
@@ -25,7 +35,7 @@ class ClipDataset(Dataset):
         seed: Seed of order, crops and flips.
 
     Raises:
-        ValueError: A folder does not exist or holds nothing readable, or no validation video is long enough.
+        ValueError: A folder does not exist or holds nothing readable.
     """
 
     def __init__(self, config: DataConfig, seed: int = 0):
@@ -43,9 +53,15 @@ class ClipDataset(Dataset):
                 min_crop=config.min_crop,
                 holdout=config.holdout,
                 cached_side=config.cached_side,
+                index_file=config.index,
             )
-        if config.validation_folders:
-            held_out_clips(config, 1)  # fails now rather than at the first validation
+
+    def fingerprint(self) -> str:
+        """Digest of all that decides what a draw gives: settings, seed and the content of the files."""
+        settings = {name: value for name, value in asdict(self.config).items() if name not in _BESIDE_DRAWS}
+        settings |= {"seed": self.seed, "recipe": RECIPE_VERSION}
+        settings["files"] = None if self.folder is None else self.folder.index.fingerprint()
+        return sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def __getitem__(self, draw: int) -> dict[str, torch.Tensor]:
         rng = numpy_generator(self.seed, draw)
@@ -54,7 +70,7 @@ class ClipDataset(Dataset):
         else:
             frames = self.folder.clip(rng)
         frames = self._augment(frames, rng)
-        sample, frame_mask = pad_clip(to_model_range(frames), self.config.num_frames)
+        sample, frame_mask = padded_and_masked(to_model_range(frames), self.config.num_frames)
         return {"sample": sample, "frame_mask": frame_mask, "draw": torch.tensor(draw)}
 
     def _augment(self, frames: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
@@ -81,22 +97,33 @@ def procedural_clips(config: DataConfig, seed_offset: int = 0) -> ProceduralClip
     )
 
 
-def held_out_clips(config: DataConfig, count: int) -> torch.Tensor:
-    """The clips of every validation, `(count, 3, frames, height, width)`: always the same ones.
+class HeldOutClips:
+    r"""The clips of every validation: always the same ones.
 
     They are of `validation_folders`, or procedural ones that training never sees, the kinds of motion in turn.
+
+    Raises:
+        ValueError: No validation video is long enough.
     """
-    if config.validation_folders:
-        folder = ClipFolder(
-            config.validation_folders, config.num_frames, config.sample_size, fps=config.fps, min_crop=config.min_crop
-        )
-        folder.sources = [source for source in folder.sources if source.num_frames >= config.num_frames]
-        if not folder.sources:
-            names = ", ".join(config.validation_folders)
-            raise ValueError(f"{names}: no video with at least {config.num_frames} frames to validate on.")
-        return torch.stack([to_model_range(folder.clip(np.random.default_rng(i))) for i in range(count)])
-    clips = procedural_clips(config, seed_offset=1)
-    return stack_clips(clips, range(min(count, len(clips))))
+
+    def __init__(self, config: DataConfig):
+        self.procedural = procedural_clips(config, seed_offset=1)
+        self.folder: ClipFolder | None = None
+        if config.validation_folders:
+            self.folder = ClipFolder(
+                config.validation_folders,
+                config.num_frames,
+                config.sample_size,
+                fps=config.fps,
+                min_crop=config.min_crop,
+                min_frames=config.num_frames,
+            )
+
+    def first(self, count: int) -> torch.Tensor:
+        """Float32 `(count, 3, frames, height, width)` in [-1, 1]."""
+        if self.folder is None:
+            return stack_clips(self.procedural, range(min(count, len(self.procedural))))
+        return torch.stack([to_model_range(self.folder.clip(np.random.default_rng(i))) for i in range(count)])
 
 
 def stack_clips(clips: ProceduralClips, indices: Iterable[int]) -> torch.Tensor:
@@ -109,8 +136,8 @@ def to_model_range(frames: torch.Tensor) -> torch.Tensor:
     return frames.permute(3, 0, 1, 2).float() / 127.5 - 1
 
 
-def pad_clip(sample: torch.Tensor, num_frames: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pads `(channels, frames, height, width)` with zeros to `num_frames`; also returns the frame mask."""
+def padded_and_masked(sample: torch.Tensor, num_frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`(channels, frames, height, width)` with zeros up to `num_frames`, and a mask of the frames before these."""
     length = sample.shape[1]
     padded = sample.new_zeros(sample.shape[0], num_frames, *sample.shape[2:])
     padded[:, :length] = sample

@@ -1,40 +1,23 @@
-"""Training clips from folders of videos and images."""
+"""Training clips from videos and images."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from diffusers_vidvae.media import (
-    FrameBatch,
-    MediaError,
-    MediaWarning,
-    VideoReader,
-    load_image,
-    media_kind,
-    read_video,
-    resample_frames,
-)
+from diffusers_vidvae.media import MediaError, MediaWarning, VideoReader, load_image, read_video
+
+from .sources import index_sources
 
 
 # A window is looked for in so many files before the folder is given up.
 MAX_ATTEMPTS = 20
-
-
-@dataclass
-class Source:
-    """A readable file: its length in frames at the rate of training, and its frames if they are kept in memory."""
-
-    path: Path
-    num_frames: int
-    frames: np.ndarray | None = None
 
 
 class ClipFolder:
@@ -44,7 +27,7 @@ class ClipFolder:
     square is cut out and resized. Files that cannot be read are skipped and listed in `skipped`.
 
     Args:
-        paths: Folders, searched with their subfolders, or files.
+        paths: Folders, files, lists of files or indexes; see `index_sources`.
         num_frames: Frames of a clip; shorter files give what they have.
         sample_size: Height and width of a clip, in pixels.
         fps: Frame rate to resample to, by the frames' times; None keeps every file's own.
@@ -52,9 +35,11 @@ class ClipFolder:
             `sample_size`, if the frame allows it.
         holdout: File names to leave out.
         cached_side: Keeps all files decoded in memory, with so many pixels on the shorter side at most.
+        min_frames: Leaves shorter files out.
+        index_file: Where to keep what was found out about the files; see `index_sources`.
 
     Raises:
-        ValueError: A path does not exist, or no file can be read.
+        ValueError: A path does not exist, or no file can be read or is long enough.
     """
 
     def __init__(
@@ -66,32 +51,29 @@ class ClipFolder:
         min_crop: float = 0.5,
         holdout: Sequence[str] = (),
         cached_side: int | None = None,
+        min_frames: int = 1,
+        index_file: str | Path | None = None,
     ):
         self.num_frames = num_frames
         self.sample_size = sample_size
         self.fps = fps
         self.min_crop = min_crop
-        self.cached_side = cached_side
-        self.sources: list[Source] = []
-        self.skipped: list[tuple[Path, str]] = []
-        for path in media_paths(paths, holdout):
-            try:
-                self.sources.append(self._open(path))
-            except MediaError as error:
-                self.skipped.append((path, str(error)))
+        found = index_sources(paths, index_file).without(holdout)
+        self.skipped: list[tuple[Path, str]] = [(found.path(place), error) for place, error in found.errors.items()]
         names = ", ".join(str(path) for path in paths)
-        if not self.sources:
-            reason = f"; of {len(self.skipped)} files none can be read, {self.skipped[0][1]}" if self.skipped else ""
-            raise ValueError(f"{names}: no video or image to train on{reason}.")
-        if self.skipped:
-            warnings.warn(
-                f"{names}: skipped {len(self.skipped)} of {len(self.skipped) + len(self.sources)} files that cannot be"
-                f" read, the first because {self.skipped[0][1]}",
-                stacklevel=2,
-            )
+        self.index = found.readable()
+        self._check_files(names)
+        lengths = self.index.num_frames(fps)
+        self.index = self.index.take(np.flatnonzero(lengths >= min_frames))
+        if not len(self.index):
+            raise ValueError(f"{names}: no video with at least {min_frames} frames.")
+        self.lengths = self.index.num_frames(fps)
+        self._cached: list[np.ndarray] | None = None
+        if cached_side is not None:
+            self._cache_files(cached_side)
 
     def __len__(self) -> int:
-        return len(self.sources)
+        return len(self.index)
 
     def clip(self, rng: np.random.Generator) -> torch.Tensor:
         """A random clip, uint8 `(frames, sample_size, sample_size, 3)`, of at most `num_frames` frames.
@@ -99,60 +81,71 @@ class ClipFolder:
         Raises:
             ValueError: File after file turns out to be damaged.
         """
+        return self.clip_and_place(rng)[0]
+
+    def clip_and_place(self, rng: np.random.Generator) -> tuple[torch.Tensor, int]:
+        """A random clip as `clip` gives it, and the place of its file in the index."""
         for _ in range(MAX_ATTEMPTS):
-            source = self.sources[int(rng.integers(len(self.sources)))]
-            start = int(rng.integers(0, max(source.num_frames - self.num_frames, 0) + 1))
+            place = int(rng.integers(len(self.index)))
+            start = int(rng.integers(0, max(int(self.lengths[place]) - self.num_frames, 0) + 1))
             try:
-                return self._random_square(self._window(source, start), rng)
+                return self._random_square(self._window(place, start), rng), place
             except MediaError as error:
                 # Damage behind the first frame shows only now. Another file takes the place of this one.
-                if all(path != source.path for path, _ in self.skipped):
-                    self.skipped.append((source.path, str(error)))
+                if all(path != self.index.path(place) for path, _ in self.skipped):
+                    self.skipped.append((self.index.path(place), str(error)))
         raise ValueError(
             f"{MAX_ATTEMPTS} files in turn could not be read where a clip was to start; {self.skipped[-1][1]}"
         )
 
-    def _open(self, path: Path) -> Source:
-        if self.cached_side is not None:
-            small = self._decode_small(path, self.cached_side)
-            return Source(path, len(small), small)
-        if media_kind(path) == "image":
-            return Source(path, 1)
-        with quiet_media(), VideoReader(path) as reader:
-            info = reader.info
-            if self.fps is not None and info.duration_seconds is not None:
-                return Source(path, max(int(info.duration_seconds * self.fps), 1))
-            if self.fps is None and info.num_frames is not None:
-                return Source(path, info.num_frames)
-            frames = iter(reader) if self.fps is None else resample_frames(reader, self.fps)
-            return Source(path, sum(1 for _ in frames))
+    def _check_files(self, names: str) -> None:
+        if not len(self.index):
+            reason = f"; of {len(self.skipped)} files none can be read, {self.skipped[0][1]}" if self.skipped else "."
+            raise ValueError(f"{names}: no video or image to train on{reason}")
+        if self.skipped:
+            warnings.warn(
+                f"{names}: skipped {len(self.skipped)} of {len(self.skipped) + len(self.index)} files that cannot be"
+                f" read, the first because {self.skipped[0][1]}",
+                stacklevel=4,
+            )
 
-    def _decode_small(self, path: Path, side: int) -> np.ndarray:
+    def _cache_files(self, side: int) -> None:
+        """Decodes all files; what they really hold counts from here on."""
+        places, self._cached = [], []
+        for place in range(len(self.index)):
+            try:
+                self._cached.append(self._decode_small(place, side))
+                places.append(place)
+            except MediaError as error:
+                self.skipped.append((self.index.path(place), str(error)))
+        self.index = self.index.take(np.array(places, dtype=np.int64))
+        self.lengths = np.array([len(frames) for frames in self._cached], dtype=np.int64)
+
+    def _decode_small(self, place: int, side: int) -> np.ndarray:
         """All frames of a file, with at most `side` pixels on the shorter side."""
-        if media_kind(path) == "image":
+        path = self.index.path(place)
+        if self.index.rows["is_image"][place]:
             return shrink(np.asarray(load_image(path))[None], side)
         with quiet_media(), VideoReader(path) as reader:
             chunks = reader.iter_chunks(16, fps=self.fps)
             return np.concatenate([shrink(chunk.data, side) for chunk in chunks])
 
-    def _window(self, source: Source, start: int) -> np.ndarray:
+    def _window(self, place: int, start: int) -> np.ndarray:
         """Up to `num_frames` consecutive frames `(T, H, W, 3)` from frame `start` on."""
-        if source.frames is not None:
-            return source.frames[start : start + self.num_frames]
-        if media_kind(source.path) == "image":
-            return np.asarray(load_image(source.path))[None]
+        if self._cached is not None:
+            return self._cached[place][start : start + self.num_frames]
+        path = self.index.path(place)
+        if self.index.rows["is_image"][place]:
+            return np.asarray(load_image(path))[None]
         with quiet_media():
             if self.fps is None:
-                with VideoReader(source.path) as reader:
+                with VideoReader(path) as reader:
                     return reader.read(start, start + self.num_frames).data
-            return self._resampled_window(source.path, start, self.fps).data[: self.num_frames]
-
-    def _resampled_window(self, path: Path, start: int, fps: float) -> FrameBatch:
-        with VideoReader(path) as reader:
-            first = reader.info.start_seconds + start / fps
-        # One frame more than needed: the first one shown may have begun before the window.
-        stop = first + (self.num_frames + 1) / fps
-        return read_video(path, fps=fps, start_seconds=first, stop_seconds=stop)[0]
+            first = float(self.index.rows["start"][place]) + start / self.fps
+            # One frame more than needed: the first one shown may have begun before the window.
+            stop = first + (self.num_frames + 1) / self.fps
+            batch = read_video(path, fps=self.fps, start_seconds=first, stop_seconds=stop)[0]
+            return batch.data[: self.num_frames]
 
     def _random_square(self, frames: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
         height, width = frames.shape[1:3]
@@ -161,23 +154,6 @@ class ClipFolder:
         side = min(max(side, self.sample_size), shorter)
         top, left = int(rng.integers(0, height - side + 1)), int(rng.integers(0, width - side + 1))
         return resize_frames(frames[:, top : top + side, left : left + side], self.sample_size, self.sample_size)
-
-
-def media_paths(paths: Sequence[str | Path], holdout: Sequence[str] = ()) -> list[Path]:
-    """Files in folders and subfolders, sorted, hidden ones and those named in `holdout` left out."""
-    found: list[Path] = []
-    for path in map(Path, paths):
-        if not path.exists():
-            raise ValueError(f"{path}: there is no such file or folder.")
-        files = _visible_files(path) if path.is_dir() else [path]
-        found.extend(file for file in files if file.name not in holdout)
-    return found
-
-
-def _visible_files(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
-            yield path
 
 
 def shrink(frames: np.ndarray, side: int) -> np.ndarray:

@@ -8,9 +8,8 @@ frames are drawn anew whenever a clip is visited. `index.json` describes the set
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -19,6 +18,7 @@ from safetensors.torch import save_file
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from diffusers_vidvae.files import atomic_path, write_file
 from diffusers_vidvae.fingerprints import model_fingerprint
 from diffusers_vidvae.models.frame_select_vae import FrameSelectVAE
 
@@ -28,10 +28,18 @@ from .draws import ShuffledOrder
 INDEX_FILE = "index.json"
 
 
+class ClipSource(Protocol):
+    """A map from draws to clips that can say which clips these are."""
+
+    def __getitem__(self, draw: int) -> dict[str, torch.Tensor]: ...
+
+    def fingerprint(self) -> str: ...
+
+
 @torch.no_grad()
 def encode_dataset(
     vae: FrameSelectVAE,
-    dataset: Dataset,
+    dataset: ClipSource,
     output_dir: str | Path,
     num_clips: int,
     shard_size: int = 512,
@@ -45,8 +53,9 @@ def encode_dataset(
 
     Args:
         vae: The autoencoder.
-        dataset: A `ClipDataset`, or another map from draws to `"sample"` and `"frame_mask"`.
-        output_dir: Folder of the shards; may hold shards of this autoencoder only.
+        dataset: A `ClipDataset`, or another map from draws to `"sample"` and `"frame_mask"` that has a
+            `fingerprint()`.
+        output_dir: Folder of the shards; may hold shards of this autoencoder and this data set only.
         num_clips: Number of clips.
         shard_size: Clips of a shard.
         batch_size: Clips encoded at once.
@@ -56,7 +65,8 @@ def encode_dataset(
         The folder.
 
     Raises:
-        ValueError: A count is below 1, or the folder holds latents of another autoencoder or of other counts.
+        ValueError: A count is below 1, or the folder holds latents of another autoencoder, of other data or of other
+            counts.
     """
     if num_clips < 1 or shard_size < 1 or batch_size < 1:
         raise ValueError(
@@ -65,8 +75,11 @@ def encode_dataset(
         )
     accelerator = accelerator or Accelerator()
     output_dir = Path(output_dir)
-    description = {"vae": model_fingerprint(vae), "num_clips": num_clips, "shard_size": shard_size}
-    _check_description(output_dir, description)
+    description = {"vae": model_fingerprint(vae), "data": dataset.fingerprint()}
+    description |= {"num_clips": num_clips, "shard_size": shard_size}
+    if _is_complete(output_dir, description):
+        return output_dir
+    accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
         _write_json(output_dir / INDEX_FILE, description | {"complete": False})
@@ -89,7 +102,7 @@ def encode_dataset(
     return output_dir
 
 
-def _encode_shard(vae: FrameSelectVAE, dataset: Dataset, path: Path, draws: range, batch_size: int):
+def _encode_shard(vae: FrameSelectVAE, dataset: ClipSource, path: Path, draws: range, batch_size: int) -> None:
     parts: dict[str, list[torch.Tensor]] = {"mean": [], "std": [], "keep_probs": [], "num_frames": []}
     for start in range(draws.start, draws.stop, batch_size):
         clips = [dataset[draw] for draw in range(start, min(start + batch_size, draws.stop))]
@@ -100,12 +113,8 @@ def _encode_shard(vae: FrameSelectVAE, dataset: Dataset, path: Path, draws: rang
         parts["std"].append(posterior.std.half().cpu())
         parts["keep_probs"].append(keep_probs.float().cpu())
         parts["num_frames"].append(frame_mask.sum(dim=1).cpu())
-    temporary = path.with_suffix(".unfinished")
-    try:
+    with atomic_path(path) as temporary:
         save_file({name: torch.cat(values).contiguous() for name, values in parts.items()}, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _channel_statistics(paths: list[Path]) -> tuple[list[float], list[float]]:
@@ -124,19 +133,36 @@ def _channel_statistics(paths: list[Path]) -> tuple[list[float], list[float]]:
     return average.tolist(), deviation.tolist()
 
 
-def _check_description(output_dir: Path, description: dict[str, Any]):
+# What the fields of a description are called in sentences.
+_FIELDS = {
+    "vae": "another autoencoder",
+    "data": "other data or settings of clips",
+    "num_clips": "another number of clips",
+    "shard_size": "another shard size",
+}
+
+
+def _is_complete(output_dir: Path, description: dict[str, Any]) -> bool:
+    """Whether a folder holds just what is described, from first to last.
+
+    Raises:
+        ValueError: It holds something else.
+    """
     path = output_dir / INDEX_FILE
-    if path.is_file():
-        found = json.loads(path.read_text())
-        for name, value in description.items():
-            if found.get(name) != value:
-                raise ValueError(f"{output_dir}: holds latents with {name} {found.get(name)}, not {value}.")
+    if not path.is_file():
+        return False
+    found = json.loads(path.read_text())
+    for name, value in description.items():
+        if found.get(name) != value:
+            raise ValueError(
+                f"{output_dir}: holds latents of {_FIELDS[name]} ({name} is {found.get(name)}, not {value}); give"
+                " another folder, or the settings it was encoded with."
+            )
+    return bool(found["complete"])
 
 
-def _write_json(path: Path, values: dict[str, Any]):
-    temporary = path.with_suffix(".unfinished")
-    temporary.write_text(json.dumps(values, indent=2))
-    os.replace(temporary, path)
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    write_file(path, json.dumps(values, indent=2), overwrite=True)
 
 
 class LatentDataset(Dataset):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from diffusers_vidvae.files import write_file
 
 
 class Averages:
@@ -69,7 +70,5 @@ class MetricsLog:
         if not self.path.is_file():
             return False
         kept = [line for line in self.read() if line["step"] <= last_step]
-        temporary = self.path.with_suffix(".unfinished")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(temporary, self.path)
+        write_file(self.path, "".join(json.dumps(line) + "\n" for line in kept), overwrite=True)
         return any(line["step"] == last_step and line["split"] == "validation" for line in kept)

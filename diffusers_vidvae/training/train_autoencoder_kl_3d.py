@@ -30,7 +30,7 @@ from diffusers_vidvae.models.autoencoder_kl_3d import AutoencoderKL3D
 
 from .config import TrainConfig, check_range, load_config
 from .contact_sheet import save_contact_sheet
-from .data import ClipDataset, held_out_clips
+from .data import ClipDataset, HeldOutClips
 from .draws import draw_latents, torch_generators
 from .launch import config_path, run_from_command_line
 from .losses import (
@@ -43,7 +43,7 @@ from .losses import (
     mse_loss,
 )
 from .pretrained import starting_model
-from .trainer import Batch, Objective, Trainer
+from .trainer import Batch, Objective, Trainer, make_accelerator
 
 
 @dataclass
@@ -84,6 +84,7 @@ class AutoencoderKL3DObjective(Objective):
         super().__init__()
         self.model = model
         self.config = config
+        self.held_out = HeldOutClips(config.data)
         self.perceptual = PerceptualLoss() if config.loss.perceptual_weight else None
         if config.loss.adversarial_weight:
             self.discriminator = PatchDiscriminator3D(model.config.in_channels, config.loss.discriminator_channels)
@@ -113,7 +114,7 @@ class AutoencoderKL3DObjective(Objective):
         return total, {name: value.detach() for name, value in metrics.items()}
 
     def validate(self, contact_sheet: Path) -> dict[str, float]:
-        sample = held_out_clips(self.config.data, self.config.run.validation_clips).to(self.model.device)
+        sample = self.held_out.first(self.config.run.validation_clips).to(self.model.device)
         posterior = self.model.encode(sample).latent_dist
         decoded = self.model.decode(posterior.mode(), *sample.shape[2:]).sample
         save_contact_sheet(contact_sheet, [sample, decoded])
@@ -163,8 +164,10 @@ def main(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     model = starting_model(AutoencoderKL3D, config.run, config.model)
     if not config.run.pretrained_model:
         initialize_weights(model)
-    dataset = ClipDataset(config.data, config.run.seed)
-    return Trainer(AutoencoderKL3DObjective(model, config), dataset, config).train()
+    # One process of a machine probes the files, the others read what it found.
+    with make_accelerator(config.run).local_main_process_first():
+        dataset, objective = ClipDataset(config.data, config.run.seed), AutoencoderKL3DObjective(model, config)
+    return Trainer(objective, dataset, config).train()
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from diffusers_vidvae.models.frame_select_vae import FrameSelectVAE, PooledKeepH
 
 from .config import TrainConfig, check_range, load_config
 from .contact_sheet import save_contact_sheet
-from .data import ClipDataset, held_out_clips
+from .data import ClipDataset, HeldOutClips
 from .draws import draw_latents, torch_generators, uniform_noise
 from .launch import config_path, run_from_command_line
 from .losses import (
@@ -50,7 +50,7 @@ from .losses import (
 from .optimization import scale_input_gradient
 from .pretrained import starting_model
 from .procedural import MOTIONS
-from .trainer import Batch, Objective, Trainer
+from .trainer import Batch, Objective, Trainer, make_accelerator
 
 
 @dataclass
@@ -118,6 +118,7 @@ class FrameSelectObjective(Objective):
         super().__init__()
         self.model = model
         self.config = config
+        self.held_out = HeldOutClips(config.data)
         self.keep_cost = KeepCostController(
             config.loss.target_keep_rate, config.loss.initial_keep_price, config.loss.keep_price_speed
         )
@@ -225,7 +226,7 @@ class FrameSelectObjective(Objective):
 
     def validate(self, contact_sheet: Path) -> dict[str, float]:
         data = self.config.data
-        sample = held_out_clips(data, self.config.run.validation_clips).to(self.model.device)
+        sample = self.held_out.first(self.config.run.validation_clips).to(self.model.device)
         posterior, probs, _ = self.model.encode(sample, return_dict=False)
         latents = posterior.mode()
         masks = {
@@ -250,8 +251,10 @@ def main(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     """Trains by a configuration file and returns the folder of the model."""
     config = load_config(TrainFrameSelectVAEConfig, config_path(path), overrides)
     model = starting_model(FrameSelectVAE, config.run, config.model)
-    dataset = ClipDataset(config.data, config.run.seed)
-    return Trainer(FrameSelectObjective(model, config), dataset, config).train()
+    # One process of a machine probes the files, the others read what it found.
+    with make_accelerator(config.run).local_main_process_first():
+        dataset, objective = ClipDataset(config.data, config.run.seed), FrameSelectObjective(model, config)
+    return Trainer(objective, dataset, config).train()
 
 
 if __name__ == "__main__":

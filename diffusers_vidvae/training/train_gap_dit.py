@@ -7,7 +7,7 @@ Two minutes on a CPU, on the latents of the embedded demo autoencoder:
     accelerate launch --cpu -m diffusers_vidvae.training.train_gap_dit --config gap_dit_cpu.yaml
 
 A name without a folder is looked up in `diffusers_vidvae/training/configs`. Latents are encoded first, once, into
-`latents.folder`; a folder that `vidvae encode-dataset` filled is used as it is.
+`latents.folder`; with `latents.num_clips=null`, a folder that `vidvae encode-dataset` filled is used as it is.
 
 Every visit of a clip draws new latents from its posterior and new frames to keep. The kept latents, normalised per
 channel, are packed to the front; noise is added along a straight line to a level that is logit-normal
@@ -35,7 +35,7 @@ from .config import RunConfig, TrainConfig, check_range, load_config
 from .contact_sheet import save_contact_sheet
 from .data import ClipDataset
 from .draws import draw_latents, normal_noise, torch_generators
-from .latents import INDEX_FILE, LatentDataset, encode_dataset
+from .latents import LatentDataset, encode_dataset
 from .launch import config_path, run_from_command_line
 from .losses import flow_matching_loss, gap_regression_loss
 from .pretrained import load_pretrained, starting_model
@@ -52,8 +52,9 @@ class LatentsConfig:
     Args:
         vae: Folder or Hub id of the FrameSelectVAE (or of a pipeline that holds one as `vae`); "demo" for the
             embedded one.
-        folder: Folder of encoded latents; is filled from the `data` section if it does not exist.
-        num_clips: Clips to encode.
+        folder: Folder of encoded latents; is filled from the `data` section if it does not exist, and must have been
+            filled from the same data if it does.
+        num_clips: Clips to encode; None takes `folder` as it is, whatever the `data` section says.
         shard_size: Clips of a shard.
         selection: How frames are chosen at every visit, "systematic" with a random offset or "bernoulli".
         max_kept: Most latent frames of a training clip; clips that ask for more keep as many as that.
@@ -61,7 +62,7 @@ class LatentsConfig:
 
     vae: str = "demo"
     folder: str = "runs/latents"
-    num_clips: int = 10_000
+    num_clips: int | None = 10_000
     shard_size: int = 500
     selection: str = "systematic"
     max_kept: int = 16
@@ -98,6 +99,10 @@ class TrainGapDiTConfig(TrainConfig):
     latents: LatentsConfig = field(default_factory=LatentsConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     run: RunConfig = field(default_factory=lambda: RunConfig(max_steps=1_500_000))
+
+    def __post_init__(self) -> None:
+        if self.latents.num_clips is not None:
+            super().__post_init__()
 
 
 class GapDiTObjective(Objective):
@@ -213,12 +218,18 @@ def model_arguments(vae: FrameSelectVAE, dataset: LatentDataset, config: TrainGa
 
 
 def prepare_latents(config: TrainGapDiTConfig, vae: FrameSelectVAE) -> LatentDataset:
-    """The encoded data set; encodes it where there is none. Gives the autoencoder its latents' statistics."""
+    """The encoded data set, encoded or finished where it is not. Gives the autoencoder its latents' statistics.
+
+    Raises:
+        ValueError: The folder holds latents of other data or of another autoencoder.
+    """
     folder = Path(config.latents.folder)
-    if not (folder / INDEX_FILE).is_file():
-        clips = ClipDataset(config.data, config.run.seed)
+    if config.latents.num_clips is not None:
+        accelerator = make_accelerator(config.run)
+        with accelerator.local_main_process_first():
+            clips = ClipDataset(config.data, config.run.seed)
         num_clips, shard_size = config.latents.num_clips, config.latents.shard_size
-        encode_dataset(vae, clips, folder, num_clips, shard_size, accelerator=make_accelerator(config.run))
+        encode_dataset(vae, clips, folder, num_clips, shard_size, accelerator=accelerator)
     dataset = LatentDataset(folder, config.run.seed, vae)
     if vae.config.latents_mean is None:
         vae.register_to_config(latents_mean=dataset.latents_mean, latents_std=dataset.latents_std)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from diffusers_vidvae.media import VideoWriter
 from diffusers_vidvae.training.config import DataConfig
-from diffusers_vidvae.training.data import ClipDataset, held_out_clips
+from diffusers_vidvae.training.data import ClipDataset, HeldOutClips
 from diffusers_vidvae.training.draws import DrawSampler, ShuffledOrder
 from diffusers_vidvae.training.folders import ClipFolder
 from diffusers_vidvae.training.procedural import MOTIONS, ProceduralClips
@@ -139,7 +140,7 @@ def test_held_out_files_are_never_read(tmp_path):
     for name in ("train.mp4", "test.mp4"):
         write_video(tmp_path / name)
     folder = ClipFolder([tmp_path], num_frames=4, sample_size=16, holdout=["test.mp4"])
-    assert [source.path.name for source in folder.sources] == ["train.mp4"]
+    assert [Path(path).name for path in folder.index.paths] == ["train.mp4"]
 
 
 def test_validation_clips_are_whole_windows_of_their_folders_and_always_the_same(tmp_path):
@@ -148,12 +149,12 @@ def test_validation_clips_are_whole_windows_of_their_folders_and_always_the_same
     write_video(tmp_path / "validation" / "short.mp4", num_frames=2)
     Image.new("RGB", (20, 30), "red").save(tmp_path / "validation" / "image.png")
     config = DataConfig(validation_folders=[str(tmp_path / "validation")], num_frames=4, sample_size=16)
-    clips = held_out_clips(config, 5)
+    clips = HeldOutClips(config).first(5)
     assert clips.shape == (5, 3, 4, 16, 16)
     assert all(clip[:, -1].mean() > clip[:, 0].mean() for clip in clips)  # the long video's rise in brightness
-    assert torch.equal(held_out_clips(config, 5), clips)
-    with pytest.raises(ValueError, match="no video with at least 8 frames to validate on"):
-        ClipDataset(replace(config, num_frames=8))
+    assert torch.equal(HeldOutClips(config).first(5), clips)
+    with pytest.raises(ValueError, match="validation: no video with at least 8 frames."):
+        HeldOutClips(replace(config, num_frames=8))
 
 
 def test_empty_and_missing_folders_are_refused(tmp_path):
