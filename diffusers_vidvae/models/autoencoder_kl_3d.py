@@ -15,13 +15,13 @@ quarter of the frames. Geometry and defaults follow the card of Linum's image-vi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, cast
+from itertools import zip_longest
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import FromOriginalModelMixin
 from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput, DiagonalGaussianDistribution
@@ -31,11 +31,21 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
-
-# The state of a block: `None` when a whole clip is given and nothing is to be remembered, `()` at the start of a
-# stream, afterwards the last input frames of its convolutions. The state of an encoder or decoder is a dict of them.
-BlockState = Any
-State = dict[str, BlockState]
+from .causal_blocks import (
+    BlockDecoder,
+    BlockEncoder,
+    CausalConv3d,
+    CheckpointingModule,
+    Downsample3D,
+    Level3D,
+    State,
+    Upsample3D,
+    join_frames,
+    make_norm,
+    split_frames,
+    split_state,
+)
+from .tiling import Tile, TileBlend, TileGrid
 
 
 @dataclass
@@ -51,416 +61,164 @@ class AutoencoderKL3DOutput(BaseOutput):
     latent_dist: DiagonalGaussianDistribution | None = None
 
 
-class RMSNorm3d(nn.Module):
-    """Root-mean-square norm over the channels of each position."""
-
-    def __init__(self, channels: int, eps: float):
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(channels))
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        # A norm needs no copy of its input, unlike the mean of squares.
-        dtype = torch.promote_types(hidden_states.dtype, torch.float32)
-        norm = torch.linalg.vector_norm(hidden_states, dim=1, keepdim=True, dtype=dtype)
-        scale = torch.rsqrt(norm.square() / hidden_states.shape[1] + self.eps).to(hidden_states.dtype)
-        weight = self.weight[:, None, None, None]
-        if torch.is_grad_enabled():
-            return hidden_states * scale * weight
-        return (hidden_states * scale).mul_(weight)
-
-
-class FrameGroupNorm(nn.GroupNorm):
-    """Group norm with statistics of single frames, so that a frame does not depend on its neighbours."""
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        batch_size, channels, num_frames, height, width = hidden_states.shape
-        frames = hidden_states.transpose(1, 2).reshape(-1, channels, height, width)
-        return super().forward(frames).view(batch_size, num_frames, channels, height, width).transpose(1, 2)
-
-
-def make_norm(norm_type: str, num_groups: int, eps: float, channels: int) -> nn.Module:
-    return RMSNorm3d(channels, eps) if norm_type == "rms" else FrameGroupNorm(num_groups, channels, eps)
-
-
-def activate(hidden_states: torch.Tensor) -> torch.Tensor:
-    return F.silu(hidden_states, inplace=not torch.is_grad_enabled())
-
-
-def causal_pad(
-    hidden_states: torch.Tensor, state: BlockState, padding: int
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    r"""Prepends `padding` past frames: those of `state`, or the first frame repeated at the start of a clip.
-
-    A clip of one frame is returned as it is, standing for a still clip.
+class Encoder3D(CheckpointingModule):
+    r"""Pixels to the parameters of the latent distribution; see `AutoencoderKL3D` for the arguments.
 
     Args:
-        hidden_states: Frames `(B, C, T, H, W)`.
-        state: `None`, `()` or the past frames `(B, C, padding, H, W)`.
-        padding: Number of past frames.
-
-    Returns:
-        The padded frames, channels last, and the past frames for the next call (`None` if `state` is), which take the
-        place of `state` unless gradients are recorded.
+        norm: Makes a norm of a number of channels.
     """
-    batch_size, channels, num_frames, height, width = hidden_states.shape
-    if num_frames == 1 and state is None:
-        return hidden_states, None
-
-    # Filled in place, since neither `torch.cat` of expanded frames nor `F.pad` keeps the layout on every backend.
-    padded = torch.empty(
-        (batch_size, channels, num_frames + padding, height, width),
-        dtype=hidden_states.dtype,
-        device=hidden_states.device,
-        memory_format=torch.channels_last_3d,
-    )
-    padded[:, :, :padding] = state if isinstance(state, torch.Tensor) else hidden_states[:, :, :1]
-    padded[:, :, padding:] = hidden_states
-    if state is None:
-        return padded, None
-    last = padded[:, :, num_frames:]
-    if isinstance(state, torch.Tensor) and not torch.is_grad_enabled():
-        return padded, state.copy_(last)
-    return padded, last.clone(memory_format=torch.channels_last_3d)
-
-
-class TimeConv3d(nn.Conv3d):
-    """3D convolution, zero-padded in space and not at all in time; a single frame stands for a still clip."""
-
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: tuple[int, int, int] = (1, 1, 1)
-    ):
-        padding = (0, kernel_size // 2, kernel_size // 2)
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if hidden_states.shape[2] == 1 and self.kernel_size[0] > 1:
-            # Summed anew in every call: cheap beside the convolution, and right while the weights are trained.
-            kernel = self.weight.sum(dim=2)
-            frame = F.conv2d(hidden_states.squeeze(2), kernel, self.bias, self.stride[1:], self.padding[1:])
-            return frame.unsqueeze(2)
-        return super().forward(hidden_states)
-
-
-class CausalConv3d(nn.Module):
-    """Convolution that sees the current and past frames only, optionally of normed and activated frames."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, norm: nn.Module | None = None):
-        super().__init__()
-        self.norm = norm
-        self.conv = TimeConv3d(in_channels, out_channels, kernel_size)
-        self.time_padding = kernel_size - 1
-
-    def forward(self, hidden_states: torch.Tensor, state: BlockState = None) -> tuple[torch.Tensor, BlockState]:
-        if self.norm is not None:
-            hidden_states = activate(self.norm(hidden_states))
-        if self.time_padding:
-            hidden_states, state = causal_pad(hidden_states, state, self.time_padding)
-        return self.conv(hidden_states), state
-
-
-class ResnetBlock3D(nn.Module):
-    """Norm, SiLU, causal convolution, twice, around a shortcut."""
-
-    def __init__(
-        self, in_channels: int, out_channels: int, shortcut_kernel_size: int, norm: Callable[[int], nn.Module]
-    ):
-        super().__init__()
-        self.norm1 = norm(in_channels)
-        self.conv1 = TimeConv3d(in_channels, out_channels)
-        self.norm2 = norm(out_channels)
-        self.conv2 = TimeConv3d(out_channels, out_channels)
-        self.shortcut = None
-        if in_channels != out_channels:
-            self.shortcut = CausalConv3d(in_channels, out_channels, shortcut_kernel_size)
-
-    def forward(self, hidden_states: torch.Tensor, state: BlockState = None) -> tuple[torch.Tensor, BlockState]:
-        state1, state2, shortcut_state = state if state else (state, state, state)
-        residual = hidden_states  # (B, C, T, H, W)
-        # One step a line: each frees the tensor that it replaces before the next allocates.
-        hidden_states = activate(self.norm1(hidden_states))
-        hidden_states, state1 = causal_pad(hidden_states, state1, padding=2)  # (B, C, T + 2, H, W)
-        hidden_states = self.conv1(hidden_states)  # (B, C', T, H, W)
-        hidden_states = activate(self.norm2(hidden_states))
-        hidden_states, state2 = causal_pad(hidden_states, state2, padding=2)
-        hidden_states = self.conv2(hidden_states)
-        if self.shortcut is not None:
-            residual, shortcut_state = self.shortcut(residual, shortcut_state)
-        return hidden_states.add_(residual), (state1, state2, shortcut_state)
-
-
-class FrameAttention(nn.Module):
-    """Single-head attention over the positions of each frame."""
-
-    def __init__(self, channels: int, norm: Callable[[int], nn.Module]):
-        super().__init__()
-        self.norm = norm(channels)
-        self.to_q = nn.Linear(channels, channels)
-        self.to_k = nn.Linear(channels, channels)
-        self.to_v = nn.Linear(channels, channels)
-        self.to_out = nn.Linear(channels, channels)
-
-    def forward(self, hidden_states: torch.Tensor, state: BlockState = None) -> tuple[torch.Tensor, BlockState]:
-        batch_size, channels, num_frames, height, width = hidden_states.shape
-        tokens = self.norm(hidden_states).permute(0, 2, 3, 4, 1).reshape(-1, 1, height * width, channels)
-        query, key, value = self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)  # (B T, 1, H W, C)
-        tokens = self.to_out(F.scaled_dot_product_attention(query, key, value))
-        frames = tokens.reshape(batch_size, num_frames, height, width, channels).permute(0, 4, 1, 2, 3)
-        return hidden_states + frames, state
-
-
-class Downsample3D(nn.Module):
-    """Halves height and width, and frames if `time`, by a convolution."""
-
-    def __init__(self, channels: int, time: bool):
-        super().__init__()
-        self.time = time
-        self.conv = TimeConv3d(channels, channels, stride=(2 if time else 1, 2, 2))
-
-    def forward(self, hidden_states: torch.Tensor, state: BlockState = None) -> tuple[torch.Tensor, BlockState]:
-        # Output j of a halved axis sees inputs 2j - 1, 2j and 2j + 1: one past frame, and no input is passed over.
-        hidden_states, state = causal_pad(hidden_states, state, padding=1 if self.time else 2)
-        return self.conv(hidden_states), state
-
-
-class Upsample3D(nn.Module):
-    """Doubles height and width, and frames if `time`, by repetition and a convolution."""
-
-    def __init__(self, channels: int, time: bool):
-        super().__init__()
-        self.time = time
-        self.conv = TimeConv3d(channels, channels)
-
-    def forward(self, hidden_states: torch.Tensor, state: BlockState = None) -> tuple[torch.Tensor, BlockState]:
-        # Padded before the repetition, where frames are small; a repeated past frame makes two.
-        hidden_states, state = causal_pad(hidden_states, state, padding=1 if self.time else 2)
-        still = hidden_states.shape[2] == 1
-        hidden_states = repeat_nearest(hidden_states, time=self.time and not still)
-        return self.conv(hidden_states), state
-
-
-def repeat_nearest(hidden_states: torch.Tensor, time: bool) -> torch.Tensor:
-    """Repeats rows, columns and, if `time`, frames twice, in channels-last layout (which `F.interpolate` may lose)."""
-    batch_size, channels, num_frames, height, width = hidden_states.shape
-    times = 2 if time else 1
-    values = hidden_states.permute(0, 2, 3, 4, 1)[:, :, None, :, None, :, None]
-    values = values.expand(-1, -1, times, -1, 2, -1, 2, -1)
-    values = values.reshape(batch_size, times * num_frames, 2 * height, 2 * width, channels)
-    return values.permute(0, 4, 1, 2, 3)
-
-
-class Level3D(nn.Module):
-    """Residual blocks at one resolution, perhaps an attention after the first, then perhaps a resampling."""
 
     def __init__(
         self,
         in_channels: int,
-        out_channels: int,
-        num_layers: int,
-        make_resnet: Callable[[int, int], ResnetBlock3D],
-        resampler: nn.Module | None = None,
-        attention: FrameAttention | None = None,
+        latent_channels: int,
+        block_out_channels: Sequence[int],
+        layers_per_block: Sequence[int],
+        mid_block_layers: int,
+        mid_block_attention: bool,
+        temporal_downsample: Sequence[bool],
+        shortcut_kernel_size: int,
+        norm: Callable[[int], nn.Module],
+        first_frame_alone: bool,
+        linear_path: bool,
     ):
         super().__init__()
-        widths = [in_channels] + [out_channels] * num_layers
-        self.resnets = nn.ModuleList(map(make_resnet, widths[:-1], widths[1:]))
-        self.attention = attention
-        self.resampler = resampler
-        self.frame_step = 2 if getattr(resampler, "time", False) else 1
-
-    def blocks(self, prefix: str) -> list[tuple[str, nn.Module]]:
-        """Its blocks in the order in which they run, with names."""
-        blocks = [(f"{prefix}.resnets.{index}", resnet) for index, resnet in enumerate(self.resnets)]
-        if self.attention is not None:
-            blocks.insert(1, (f"{prefix}.attention", self.attention))
-        if self.resampler is not None:
-            blocks.append((f"{prefix}.resampler", self.resampler))
-        return blocks
-
-
-def number_levels(levels: Iterable[Level3D]) -> nn.ModuleDict:
-    """Levels under their numbers. Offloading hooks the members of a `ModuleList`, and it is their blocks that run."""
-    return nn.ModuleDict({str(index): level for index, level in enumerate(levels)})
-
-
-class Stage(NamedTuple):
-    """Blocks that run together on `frames_in` frames or a multiple, of which they make `frames_out`."""
-
-    blocks: list[tuple[str, nn.Module]]
-    coarseness: int
-    frames_in: int = 1
-    frames_out: int = 1
-
-
-class Coder3D(nn.Module):
-    """Base of encoder and decoder: stages of blocks that run one after another."""
-
-    _gradient_checkpointing_func: Callable[..., tuple[torch.Tensor, BlockState]]
-
-    def __init__(self):
-        super().__init__()
-        self.gradient_checkpointing = False
-
-    def stages(self) -> list[Stage]:
-        """The stages in the order in which they run."""
-        raise NotImplementedError
+        widths = block_out_channels
+        make_level = partial(Level3D, shortcut_kernel_size=shortcut_kernel_size, norm=norm)
+        self.first_frame_alone = first_frame_alone
+        self.conv_in = CausalConv3d(in_channels, widths[0])
+        # Not a `ModuleList`, whose members would be offloaded in groups that may run only once.
+        self.down_blocks = nn.ModuleDict()
+        levels = zip_longest((widths[0], *widths[:-1]), widths, layers_per_block, temporal_downsample)
+        for index, (width_in, width, num_layers, time) in enumerate(levels):
+            resampler = None if time is None else Downsample3D(width, time, first_frame_alone)
+            self.down_blocks[str(index)] = make_level(width_in, width, num_layers, resampler=resampler)
+        self.mid_block = make_level(widths[-1], widths[-1], mid_block_layers, attention=mid_block_attention)
+        self.conv_out = CausalConv3d(widths[-1], 2 * latent_channels, norm=norm(widths[-1]))
+        self.linear_path = None
+        if linear_path:
+            block_size = compression_ratios(temporal_downsample)
+            self.linear_path = BlockEncoder(in_channels, latent_channels, block_size, first_frame_alone)
 
     def forward(
-        self, hidden_states: torch.Tensor, state: State | None = None, full_resolution_frames: int | None = None
-    ) -> torch.Tensor:
-        r"""Runs a clip, or the next piece of a stream.
+        self, hidden_states: torch.Tensor, state: State = None, full_resolution_frames: int | None = None
+    ) -> tuple[torch.Tensor, State]:
+        r"""Encodes a clip, or the next piece of a stream.
 
         Args:
-            hidden_states: Pixels or latents `(B, C, T, H, W)`. The encoder takes one frame, which stands for a still
-                clip, or a multiple of the temporal compression ratio.
-            state: `None` for a whole clip; a dict, empty at the start of a stream, which is updated in place.
-            full_resolution_frames: Frames that the full-resolution stage takes at a time; the next twice as many.
+            hidden_states: Pixels `(B, C, T, H, W)`: one frame, which stands for a still clip, or a multiple of the
+                temporal compression ratio, and one more at the start with `first_frame_alone`.
+            state: `None` for a whole clip, `()` at the start of a stream, then what the last call returned.
+            full_resolution_frames: Frames that the first level takes at a time; every next one takes twice as many.
 
         Returns:
-            Distribution parameters or pixels; one frame that stands for all if given a whole clip of one.
+            Distribution parameters `(B, 2 * latent_channels, T', h, w)` and the state for the next piece.
         """
-        stages = self.stages()
-        if full_resolution_frames is None:
-            return self._run([block for stage in stages for block in stage.blocks], hidden_states, state)
-        state = {} if state is None and hidden_states.shape[2] > 1 else state
-        for stage in stages:
-            step = max(stage.frames_in, stage.frames_out)
-            groups = math.ceil(full_resolution_frames * 2**stage.coarseness / step)
-            hidden_states = self._run_in_pieces(stage, hidden_states, state, groups * stage.frames_in)
-        return hidden_states
-
-    def _run(
-        self, blocks: list[tuple[str, nn.Module]], hidden_states: torch.Tensor, state: State | None
-    ) -> torch.Tensor:
-        for name, block in blocks:
-            block_state = None if state is None else state.pop(name, ())
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                hidden_states, block_state = self._gradient_checkpointing_func(block, hidden_states, block_state)
-            else:
-                hidden_states, block_state = block(hidden_states, block_state)
-            if state is not None:
-                state[name] = block_state
-        return hidden_states
-
-    def _run_in_pieces(
-        self, stage: Stage, hidden_states: torch.Tensor, state: State | None, piece_frames: int
-    ) -> torch.Tensor:
-        """Runs a stage on a few frames at a time, which bounds its memory and changes nothing in the result."""
-        num_frames = hidden_states.shape[2]
-        if num_frames <= piece_frames:
-            return self._run(stage.blocks, hidden_states, state)
-        output: torch.Tensor | None = None
-        stop = 0
-        for piece in hidden_states.split(piece_frames, dim=2):
-            piece = self._run(stage.blocks, piece, state)
-            if output is None:
-                shape = (*piece.shape[:2], num_frames * stage.frames_out // stage.frames_in, *piece.shape[3:])
-                layout = torch.channels_last_3d
-                output = torch.empty(shape, dtype=piece.dtype, device=piece.device, memory_format=layout)
-            start, stop = stop, stop + piece.shape[2]
-            output[:, :, start:stop] = piece
-        return cast(torch.Tensor, output)
+        pixels, at_start = hidden_states, not state
+        if full_resolution_frames and state is None and pixels.shape[2] > 1:
+            state = ()
+        states = split_state(state, len(self.down_blocks) + 3)
+        for index, level in enumerate(self.down_blocks.values()):
+            pieces = []
+            step = full_resolution_frames and round_up(full_resolution_frames << index, level.frame_step)
+            for piece in split_frames(hidden_states, step, at_start and self.first_frame_alone):
+                if index == 0:
+                    piece, states[0] = self.run(self.conv_in, piece, states[0])  # (B, C_0, t, H, W)
+                piece, states[1 + index] = level(piece, states[1 + index])
+                pieces.append(piece)
+            hidden_states = join_frames(pieces)  # (B, C_i, T_i, H_i, W_i)
+        hidden_states, states[-2] = self.mid_block(hidden_states, states[-2])  # (B, C_n, T', h, w)
+        hidden_states, states[-1] = self.run(self.conv_out, hidden_states, states[-1])
+        if self.linear_path is not None:
+            mean, logvar = hidden_states.chunk(2, dim=1)
+            hidden_states = torch.cat([mean + self.linear_path(pixels, at_start), logvar], dim=1)
+        return hidden_states, tuple(states)
 
 
-class Encoder3D(Coder3D):
-    """Pixels to the parameters of the latent distribution."""
+class Decoder3D(CheckpointingModule):
+    r"""Latents to pixels; see `AutoencoderKL3D` for the arguments.
 
-    def __init__(
-        self, conv_in: CausalConv3d, down_blocks: Iterable[Level3D], mid_block: Level3D, conv_out: CausalConv3d
-    ):
-        super().__init__()
-        self.conv_in = conv_in
-        self.down_blocks = number_levels(down_blocks)
-        self.mid_block = mid_block
-        self.conv_out = conv_out
-
-    def stages(self) -> list[Stage]:
-        stages = [
-            Stage(level.blocks(f"down_blocks.{index}"), index, frames_in=level.frame_step)
-            for index, level in enumerate(cast(Iterable[Level3D], self.down_blocks.values()))
-        ]
-        stages[0].blocks.insert(0, ("conv_in", self.conv_in))
-        stages.append(Stage([*self.mid_block.blocks("mid_block"), ("conv_out", self.conv_out)], len(stages) - 1))
-        return stages
-
-
-class Decoder3D(Coder3D):
-    """Latents to pixels."""
-
-    def __init__(
-        self, conv_in: CausalConv3d, mid_block: Level3D, up_blocks: Iterable[Level3D], conv_out: CausalConv3d
-    ):
-        super().__init__()
-        self.conv_in = conv_in
-        self.mid_block = mid_block
-        self.up_blocks = number_levels(up_blocks)
-        self.conv_out = conv_out
-
-    def stages(self) -> list[Stage]:
-        coarsest = len(self.up_blocks) - 1
-        stages = [
-            Stage(level.blocks(f"up_blocks.{index}"), coarsest - index, frames_out=level.frame_step)
-            for index, level in enumerate(cast(Iterable[Level3D], self.up_blocks.values()))
-        ]
-        stages[-1].blocks.append(("conv_out", self.conv_out))
-        return [Stage([("conv_in", self.conv_in), *self.mid_block.blocks("mid_block")], coarsest), *stages]
-
-
-class Tile(NamedTuple):
-    """A rectangle of the latent map, and the blending weight of its values; `None` if it is the whole map."""
-
-    rows: slice
-    columns: slice
-    weight: torch.Tensor | None
-
-    def region(self, values: torch.Tensor, scale: int = 1) -> torch.Tensor:
-        """The part of `(..., H, W)`, `scale` times as dense as the latents, that the tile covers."""
-        rows, columns = (slice(axis.start * scale, axis.stop * scale) for axis in (self.rows, self.columns))
-        return values[..., rows, columns]
-
-    def add_to(self, total: torch.Tensor, values: torch.Tensor, scale: int = 1):
-        """Adds weighted values to their region of `total`, which may crop them; one frame is repeated."""
-        region = self.region(total, scale)
-        height, width = region.shape[3:]
-        values = values[:, :, : region.shape[2], :height, :width]
-        if self.weight is None:
-            region.copy_(values)
-        else:
-            region.add_(values * self.weight[:height, :width].to(values))
-
-
-def tile_spans(length: int, tile_length: int, overlap: int) -> list[tuple[int, int]]:
-    """Evenly spread intervals of `tile_length` that cover `length` and overlap by at least `overlap`."""
-    if length <= tile_length:
-        return [(0, length)]
-    steps = math.ceil((length - tile_length) / (tile_length - overlap))
-    starts = [index * (length - tile_length) // steps for index in range(steps + 1)]
-    return [(start, start + tile_length) for start in starts]
-
-
-def blend_weights(spans: list[tuple[int, int]], margin: int) -> list[torch.Tensor]:
-    r"""Weights of overlapping intervals, which sum to one everywhere.
-
-    Values near an interval's inner ends suffer from the zeros beyond it: weights are zero within `margin` of them
-    where the overlap is at least `2 * margin`, else within a quarter of the overlap. Smooth ramps lie between.
+    Args:
+        norm: Makes a norm of a number of channels.
     """
-    weights = torch.zeros(len(spans), spans[-1][1])
-    for index, (start, stop) in enumerate(spans):
-        positions = torch.arange(start, stop) + 0.5
-        ramp = torch.ones(stop - start)
-        if index > 0:
-            ramp = ramp * _ramp(positions - start, spans[index - 1][1] - start, margin)
-        if index + 1 < len(spans):
-            ramp = ramp * _ramp(stop - positions, stop - spans[index + 1][0], margin)
-        weights[index, start:stop] = ramp
-    weights /= weights.sum(dim=0)
-    return [weights[index, start:stop] for index, (start, stop) in enumerate(spans)]
+
+    def __init__(
+        self,
+        out_channels: int,
+        latent_channels: int,
+        block_out_channels: Sequence[int],
+        layers_per_block: Sequence[int],
+        mid_block_layers: int,
+        mid_block_attention: bool,
+        temporal_downsample: Sequence[bool],
+        shortcut_kernel_size: int,
+        norm: Callable[[int], nn.Module],
+        first_frame_alone: bool,
+        linear_path: bool,
+    ):
+        super().__init__()
+        widths = block_out_channels
+        make_level = partial(Level3D, shortcut_kernel_size=shortcut_kernel_size, norm=norm)
+        self.conv_in = CausalConv3d(latent_channels, widths[-1])
+        self.mid_block = make_level(widths[-1], widths[-1], mid_block_layers, attention=mid_block_attention)
+        self.up_blocks = nn.ModuleDict()  # as `Encoder3D.down_blocks`
+        levels = list(zip_longest((*widths[1:], widths[-1]), widths, layers_per_block, temporal_downsample))
+        for index, (width_in, width, num_layers, time) in enumerate(reversed(levels)):
+            resampler = None if time is None else Upsample3D(width, time, first_frame_alone)
+            self.up_blocks[str(index)] = make_level(width_in, width, num_layers, resampler=resampler)
+        self.conv_out = CausalConv3d(widths[0], out_channels, norm=norm(widths[0]))
+        self.linear_path = None
+        if linear_path:
+            block_size = compression_ratios(temporal_downsample)
+            self.linear_path = BlockDecoder(latent_channels, out_channels, block_size, first_frame_alone)
+
+    def forward(
+        self, hidden_states: torch.Tensor, state: State = None, full_resolution_frames: int | None = None
+    ) -> tuple[torch.Tensor, State]:
+        r"""Decodes a clip, or the next piece of a stream.
+
+        Args:
+            hidden_states: Latents `(B, latent_channels, T', h, w)`.
+            state: `None` for a whole clip, `()` at the start of a stream, then what the last call returned.
+            full_resolution_frames: Frames that the last level takes at a time; every one before takes twice as many.
+
+        Returns:
+            Pixels `(B, C, T, H, W)`, one frame if it stands for all, and the state for the next piece.
+        """
+        latents, at_start = hidden_states, not state
+        if full_resolution_frames and state is None and latents.shape[2] > 1:
+            state = ()
+        states = split_state(state, len(self.up_blocks) + 3)
+        hidden_states, states[0] = self.run(self.conv_in, hidden_states, states[0])  # (B, C_n, T', h, w)
+        hidden_states, states[1] = self.mid_block(hidden_states, states[1])
+        hidden_states = self._run_levels(hidden_states, states, 0, full_resolution_frames)  # (B, C, T, H, W)
+        if self.linear_path is not None:
+            hidden_states = hidden_states + self.linear_path(latents, at_start)
+        return hidden_states, tuple(states)
+
+    def _run_levels(
+        self, hidden_states: torch.Tensor, states: list[State], index: int, full_resolution_frames: int | None
+    ) -> torch.Tensor:
+        """Runs the levels from `index` on, each on pieces of which all later levels make pixels before the next."""
+        num_left = len(self.up_blocks) - index
+        if num_left == 0:
+            hidden_states, states[-1] = self.run(self.conv_out, hidden_states, states[-1])
+            return hidden_states
+        pixels = []
+        for piece in split_frames(hidden_states, full_resolution_frames and full_resolution_frames << (num_left - 1)):
+            piece, states[2 + index] = self.up_blocks[str(index)](piece, states[2 + index])  # (B, C_i, t_i, H_i, W_i)
+            pixels.append(self._run_levels(piece, states, index + 1, full_resolution_frames))
+        return join_frames(pixels)
 
 
-def _ramp(distances: torch.Tensor, overlap: int, margin: int) -> torch.Tensor:
-    ignored = margin if overlap >= 2 * margin else overlap / 4
-    ramp = ((distances - ignored) / max(overlap - 2 * ignored, 1e-3)).clamp(0, 1)
-    return ramp * ramp * (3 - 2 * ramp)
+def compression_ratios(temporal_downsample: Sequence[bool]) -> tuple[int, int, int]:
+    """Frames, rows and columns that a latent stands for."""
+    spatial = 2 ** len(temporal_downsample)
+    return 2 ** sum(temporal_downsample), spatial, spatial
+
+
+def round_up(value: int, step: int) -> int:
+    return -(-value // step) * step
 
 
 def edge_pad(sample: torch.Tensor, dim: int, length: int) -> torch.Tensor:
@@ -515,6 +273,10 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
         scaling_factor: Factor of normalised latents.
         latents_mean: Mean of each latent channel over a data set, for `normalize_latents`.
         latents_std: Standard deviation, likewise.
+        first_frame_alone: Whether the first latent frame stands for one frame instead of 4, so that `4 * k + 1` frames
+            have `k + 1` latent frames, as Wan, LTX and HunyuanVideo count them.
+        linear_path: Whether latents and pixels are also linear in each other, block by block, beside the convolutions,
+            see `set_linear_path`.
     """
 
     _supports_gradient_checkpointing = True
@@ -543,42 +305,30 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
         scaling_factor: float = 1.0,
         latents_mean: list[float] | None = None,
         latents_std: list[float] | None = None,
+        first_frame_alone: bool = False,
+        linear_path: bool = False,
     ):
         super().__init__()
         self._check_config()
-        self.spatial_compression_ratio = 2 ** len(temporal_downsample)
-        self.temporal_compression_ratio = 2 ** sum(temporal_downsample)
+        self.temporal_compression_ratio, self.spatial_compression_ratio, _ = compression_ratios(temporal_downsample)
+        # Frames that the first latent frame lacks.
+        self.num_missing_frames = self.temporal_compression_ratio - 1 if first_frame_alone else 0
 
-        widths = tuple(block_out_channels)
         encoder_layers = self._per_level(layers_per_block)
         decoder_layers = self._per_level(decoder_layers_per_block or layers_per_block)
-        time_flags = [*temporal_downsample] + [None] * (len(widths) - len(temporal_downsample))
-        norm = partial(make_norm, norm_type, norm_num_groups, norm_eps)
-        make_resnet = partial(ResnetBlock3D, shortcut_kernel_size=shortcut_kernel_size, norm=norm)
-
-        def make_levels(
-            resampler: Callable[[int, bool], nn.Module], widths_in: Iterable[int], layers: tuple[int, ...]
-        ) -> Iterator[Level3D]:
-            for width_in, width, num_layers, time in zip(widths_in, widths, layers, time_flags, strict=True):
-                resample = None if time is None else resampler(width, time)
-                yield Level3D(width_in, width, num_layers, make_resnet, resample)
-
-        def make_mid_block() -> Level3D:
-            attention = FrameAttention(widths[-1], norm) if mid_block_attention else None
-            return Level3D(widths[-1], widths[-1], mid_block_layers, make_resnet, attention=attention)
-
-        self.encoder = Encoder3D(
-            CausalConv3d(in_channels, widths[0]),
-            make_levels(Downsample3D, (widths[0], *widths[:-1]), encoder_layers),
-            make_mid_block(),
-            CausalConv3d(widths[-1], 2 * latent_channels, norm=norm(widths[-1])),
-        )
-        self.decoder = Decoder3D(
-            CausalConv3d(latent_channels, widths[-1]),
-            make_mid_block(),
-            reversed(list(make_levels(Upsample3D, (*widths[1:], widths[-1]), decoder_layers))),
-            CausalConv3d(widths[0], out_channels, norm=norm(widths[0])),
-        )
+        shared = {
+            "latent_channels": latent_channels,
+            "block_out_channels": block_out_channels,
+            "mid_block_layers": mid_block_layers,
+            "mid_block_attention": mid_block_attention,
+            "temporal_downsample": temporal_downsample,
+            "shortcut_kernel_size": shortcut_kernel_size,
+            "norm": partial(make_norm, norm_type, norm_num_groups, norm_eps),
+            "first_frame_alone": first_frame_alone,
+            "linear_path": linear_path,
+        }
+        self.encoder = Encoder3D(in_channels, layers_per_block=encoder_layers, **shared)
+        self.decoder = Decoder3D(out_channels, layers_per_block=decoder_layers, **shared)
         self._set_reach(encoder_layers, decoder_layers)
 
         self.use_slicing = False
@@ -702,20 +452,23 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
         r"""Encodes images or clips.
 
         Args:
-            x: Pixels in [-1, 1], `(B, C, T, H, W)`.
+            x: Pixels in [-1, 1], clips `(B, C, T, H, W)` or images `(B, C, H, W)`.
             return_dict: Whether to return an output object instead of a tuple.
             check_finite: Whether to refuse NaN and infinite pixels, which costs a pass over them.
 
         Returns:
-            The distribution of the latents `(B, latent_channels, ceil(T / 4), ceil(H / 8), ceil(W / 8))`.
+            The distribution of the latents `(B, latent_channels, ceil(T / 4), ceil(H / 8), ceil(W / 8))`, of images
+            without the axis of frames.
 
         Raises:
             ValueError: The shape or dtype does not fit, or values are not finite.
         """
-        self._check_pixels(x, check_finite)
+        is_image = x.ndim == 4
+        self._check_pixels(x, check_finite, is_image)
+        x = x.unsqueeze(2) if is_image else x
         clips = x.split(1) if self.use_slicing else [x]
-        parameters = [self._encode_frames(clip) for clip in clips]
-        posterior = DiagonalGaussianDistribution(parameters[0] if len(clips) == 1 else torch.cat(parameters))
+        parameters = join_clips([self._encode_frames(clip)[0] for clip in clips])
+        posterior = DiagonalGaussianDistribution(parameters.squeeze(2) if is_image else parameters)
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
     @apply_forward_hook
@@ -734,53 +487,60 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
         Raises:
             ValueError: A shape or dtype does not fit, pieces differ in size, or values are not finite.
         """
-        ratio = self.temporal_compression_ratio
-        states: dict[int, State] = {}
+        state: State = ()
+        num_seen = num_encoded = 0
         rest = None
         for piece in pieces:
             self._check_pixels(piece, check_finite)
+            num_seen += piece.shape[2]
             if rest is not None:
                 _check_same_size(piece, rest)
                 piece = torch.cat([rest, piece], dim=2)
-            num_ready = piece.shape[2] // ratio * ratio
+            num_complete = (num_seen + self.num_missing_frames) // self.temporal_compression_ratio
+            num_ready = max(0, self._num_frames(num_complete) - num_encoded)
             # Copied, so that a few frames do not hold on to a long piece.
             rest = piece[:, :, num_ready:].clone()
             if num_ready:
-                yield self._encode_frames(piece[:, :, :num_ready], states)
+                num_encoded += num_ready
+                parameters, state = self._encode_frames(piece[:, :, :num_ready], state)
+                yield parameters
         if rest is not None and rest.shape[2]:
-            yield self._encode_frames(rest, states)
+            # A clip that is shorter than a latent frame is a whole clip, and perhaps an image.
+            yield self._encode_frames(rest, state or None)[0]
 
-    def _encode_frames(self, x: torch.Tensor, states: dict[int, State] | None = None) -> torch.Tensor:
-        """Encodes a clip to distribution parameters, or the next frames of a stream, whose tiles have `states`."""
-        ratio = self.temporal_compression_ratio
-        _, num_latents, height, width = self.latent_shape(*x.shape[2:])
-        tiles = self._plan_tiles(height, width, 1, self.encoder_reach)
-        chunks = self._plan_chunks(num_latents)
-        is_image = x.shape[2] == 1 and not states
-        whole = is_image or (states is None and len(chunks) == 1)
-        if whole and len(tiles) == 1:
-            return self._encode_tile(x, tiles[0], None, 1 if is_image else num_latents * ratio).contiguous()
-
+    def _encode_frames(self, x: torch.Tensor, state: State = None) -> tuple[torch.Tensor, State]:
+        """Encodes a clip to distribution parameters, or the next frames of a stream; every tile has a state."""
+        num_frames, height, width = x.shape[2:]
+        num_latents = self._num_latents(num_frames, at_start=not state)
+        chunks = self._plan_chunks(num_latents, at_start=not state)
+        height, width = (math.ceil(side / self.spatial_compression_ratio) for side in (height, width))
         shape = (x.shape[0], 2 * self.config.latent_channels, num_latents, height, width)
-        parameters = x.new_zeros(shape, dtype=self.encoder.conv_in.conv.weight.dtype)
-        for index, tile in enumerate(tiles):
-            state = None if whole else {} if states is None else states.setdefault(index, {})
-            for start, stop in chunks:
-                frames = x[:, :, start * ratio : stop * ratio]
-                values = self._encode_tile(frames, tile, state, 1 if is_image else (stop - start) * ratio)
-                tile.add_to(parameters[:, :, start:stop], values)
-        return parameters
+        parameters = x.new_empty(shape, dtype=self.encoder.conv_in.conv.weight.dtype)
 
-    def _encode_tile(self, frames: torch.Tensor, tile: Tile, state: State | None, num_frames: int) -> torch.Tensor:
-        """Encodes a tile of a few frames, padded to `num_frames`."""
+        tiles = self._plan_tiles(height, width)
+        blends = [TileBlend(tiles, parameters[:, :, latents], margin=self.encoder_reach) for latents, _ in chunks]
+        states = split_state(state, len(tiles))
+        for index, tile in enumerate(tiles):
+            tile_state = () if len(chunks) > 1 and state is None else states[index]
+            for (_, frames), blend in zip(chunks, blends, strict=True):
+                values, tile_state = self._encode_tile(x[:, :, frames], tile, tile_state, frames.stop - frames.start)
+                blend.add(tile, values)
+            states[index] = None if state is None else tile_state
+        return parameters, tuple(states)
+
+    def _encode_tile(
+        self, frames: torch.Tensor, tile: Tile, state: State, num_frames: int
+    ) -> tuple[torch.Tensor, State]:
+        """Encodes a tile of a few frames, padded to `num_frames` unless they are an image."""
         ratio = self.spatial_compression_ratio
         low, high = self.config.pixel_range
         frames = tile.region(frames, ratio)
         # Mapped before the cast, which would else lose levels.
         frames = ((frames + 1) * ((high - low) / 2) + low).to(self.encoder.conv_in.conv.weight.dtype)
         height, width = ((axis.stop - axis.start) * ratio for axis in (tile.rows, tile.columns))
-        for dim, length in ((2, num_frames), (3, height), (4, width)):
-            frames = edge_pad(frames, dim, length)
+        if state is not None or frames.shape[2] > 1:
+            frames = edge_pad(frames, 2, num_frames)
+        frames = edge_pad(edge_pad(frames, 3, height), 4, width)
         frames = frames.contiguous(memory_format=torch.channels_last_3d)
         return self.encoder(frames, state, self.full_resolution_frames)
 
@@ -799,26 +559,31 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
         r"""Decodes latents.
 
         Args:
-            z: Latents as `encode` gives them, not normalised, `(B, latent_channels, T', h, w)`.
-            num_frames: Frames of the clip, of which its last latent frame may hold fewer than 4; by default `4 * T'`.
+            z: Latents as `encode` gives them, not normalised, `(B, latent_channels, T', h, w)`, or `(B,
+                latent_channels, h, w)` of images.
+            num_frames: Frames of the clip, of which its last latent frame may hold fewer than 4; by default all that
+                the latents hold, `4 * T'`, or with `first_frame_alone` `4 * T' - 3`.
             height: Height to crop to; by default `8 * h`.
             width: Width to crop to; by default `8 * w`.
             return_dict: Whether to return an output object instead of a tuple.
             check_finite: Whether to refuse NaN and infinite latents.
 
         Returns:
-            Pixels `(B, C, num_frames, height, width)`, in [-1, 1] but for the model's errors: they are not clamped.
+            Pixels `(B, C, num_frames, height, width)`, or `(B, C, height, width)` of images, in [-1, 1] but for the
+            model's errors: they are not clamped.
 
         Raises:
             ValueError: The latents' shape does not fit the model or the given size, or values are not finite.
         """
-        self._check_latents(z, check_finite)
-        num_frames = self._cropped("num_frames", num_frames, z.shape[2], self.temporal_compression_ratio)
-        height = self._cropped("height", height, z.shape[3], self.spatial_compression_ratio)
-        width = self._cropped("width", width, z.shape[4], self.spatial_compression_ratio)
+        is_image = z.ndim == 4
+        self._check_latents(z, check_finite, is_image)
+        z = z.unsqueeze(2) if is_image else z
+        num_frames = self._cropped_frames(1 if is_image else num_frames, z.shape[2])
+        height = self._cropped("height", height, z.shape[3])
+        width = self._cropped("width", width, z.shape[4])
         clips = z.split(1) if self.use_slicing else [z]
-        samples = [self._decode_latents(clip, num_frames, height, width) for clip in clips]
-        sample = samples[0] if len(clips) == 1 else torch.cat(samples)
+        sample = join_clips([self._decode_latents(clip, num_frames, height, width)[0] for clip in clips])
+        sample = sample.squeeze(2) if is_image else sample
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     @apply_forward_hook
@@ -835,7 +600,7 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
 
         Args:
             pieces: Consecutive latent frames, `(B, latent_channels, t', h, w)`, any number in each.
-            num_frames: Frames of the whole clip; by default 4 for each latent frame.
+            num_frames: Frames of the whole clip; by default all that the latents hold.
             height: Height to crop to; by default `8 * h`.
             width: Width to crop to; by default `8 * w`.
             check_finite: Whether to refuse NaN and infinite latents.
@@ -846,53 +611,52 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
         Raises:
             ValueError: A shape does not fit, or the pieces hold more or fewer latent frames than `num_frames` needs.
         """
-        ratio = self.temporal_compression_ratio
-        num_latents = None if num_frames is None else math.ceil(num_frames / ratio)
-        states: dict[int, State] = {}
-        seen = 0
+        num_latents = None if num_frames is None else self._num_latents(num_frames)
+        state: State = ()
+        num_seen = 0
         first = None
         for piece in pieces:
             self._check_latents(piece, check_finite)
             first = piece[:, :, :1].clone() if first is None else first
             _check_same_size(piece, first)
-            start, seen = seen, seen + piece.shape[2]
-            if num_latents is not None and seen > num_latents:
-                raise ValueError(f"{num_frames} frames have {num_latents} latent frames, got {seen} or more.")
-            frames = seen * ratio if num_frames is None else min(seen * ratio, num_frames)
-            piece_height = self._cropped("height", height, piece.shape[3], self.spatial_compression_ratio)
-            piece_width = self._cropped("width", width, piece.shape[4], self.spatial_compression_ratio)
-            yield self._decode_latents(piece, frames - start * ratio, piece_height, piece_width, states)
-        if num_latents is not None and seen < num_latents:
-            raise ValueError(f"{num_frames} frames have {num_latents} latent frames, got {seen}.")
+            start = self._num_frames(num_seen)
+            num_seen += piece.shape[2]
+            if num_latents is not None and num_seen > num_latents:
+                raise ValueError(f"{num_frames} frames have {num_latents} latent frames, got {num_seen} or more.")
+            stop = self._num_frames(num_seen) if num_frames is None else min(self._num_frames(num_seen), num_frames)
+            size = self._cropped("height", height, piece.shape[3]), self._cropped("width", width, piece.shape[4])
+            sample, state = self._decode_latents(piece, stop - start, *size, state)
+            yield sample
+        if num_latents is not None and num_seen < num_latents:
+            raise ValueError(f"{num_frames} frames have {num_latents} latent frames, got {num_seen}.")
 
     def _decode_latents(
-        self, z: torch.Tensor, num_frames: int, height: int, width: int, states: dict[int, State] | None = None
-    ) -> torch.Tensor:
-        """Decodes a clip and crops it, or the next latents of a stream, whose tiles have `states`."""
-        ratio, scale = self.temporal_compression_ratio, self.spatial_compression_ratio
-        tiles = self._plan_tiles(z.shape[3], z.shape[4], scale, self.decoder_reach)
-        chunks = self._plan_chunks(z.shape[2])
-        whole = states is None and len(chunks) == 1
-        if whole and len(tiles) == 1:
-            sample = self._decode_tile(z, tiles[0], None)[:, :, :num_frames, :height, :width]
-            return sample.expand(-1, -1, num_frames, -1, -1).contiguous()
-
+        self, z: torch.Tensor, num_frames: int, height: int, width: int, state: State = None
+    ) -> tuple[torch.Tensor, State]:
+        """Decodes a clip and crops it, or the next latents of a stream; every tile has a state."""
+        chunks = self._plan_chunks(z.shape[2], at_start=not state)
         shape = (z.shape[0], self.config.out_channels, num_frames, height, width)
-        sample = z.new_zeros(shape, dtype=self.decoder.conv_in.conv.weight.dtype)
-        for index, tile in enumerate(tiles):
-            state = None if whole else {} if states is None else states.setdefault(index, {})
-            for start, stop in chunks:
-                values = self._decode_tile(z[:, :, start:stop], tile, state)
-                tile.add_to(sample[:, :, start * ratio : stop * ratio], values, scale)
-        return sample
+        sample = z.new_empty(shape, dtype=self.decoder.conv_in.conv.weight.dtype)
 
-    def _decode_tile(self, latents: torch.Tensor, tile: Tile, state: State | None) -> torch.Tensor:
+        tiles = self._plan_tiles(*z.shape[3:])
+        scale, margin = self.spatial_compression_ratio, self.decoder_reach
+        blends = [TileBlend(tiles, sample[:, :, frames], scale, margin) for _, frames in chunks]
+        states = split_state(state, len(tiles))
+        for index, tile in enumerate(tiles):
+            tile_state = () if len(chunks) > 1 and state is None else states[index]
+            for (latents, _), blend in zip(chunks, blends, strict=True):
+                values, tile_state = self._decode_tile(z[:, :, latents], tile, tile_state)
+                blend.add(tile, values)
+            states[index] = None if state is None else tile_state
+        return sample, tuple(states)
+
+    def _decode_tile(self, latents: torch.Tensor, tile: Tile, state: State) -> tuple[torch.Tensor, State]:
         """Decodes a tile of a few latents; one frame stands for a still clip."""
         low, high = self.config.pixel_range
         latents = tile.region(latents).to(self.decoder.conv_in.conv.weight.dtype)
         latents = latents.contiguous(memory_format=torch.channels_last_3d)
-        sample = self.decoder(latents, state, self.full_resolution_frames)
-        return (sample - low) * (2 / (high - low)) - 1
+        sample, state = self.decoder(latents, state, self.full_resolution_frames)
+        return (sample - low) * (2 / (high - low)) - 1, state
 
     def forward(
         self,
@@ -923,11 +687,56 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
 
     # Latents
 
+    @torch.no_grad()
+    def set_linear_path(
+        self, components: torch.Tensor, mean: torch.Tensor, scales: torch.Tensor | None = None
+    ) -> None:
+        r"""Makes a model with `linear_path` the linear codec of some components of blocks of pixels.
+
+        Means of latents become the coefficients of blocks less the mean, divided by `scales`; decoding is the inverse.
+        The last convolutions of encoder and decoder, but for the log variance of latents, become zero, so that
+        training starts at the linear codec, for example at the principal components of blocks (the Karhunen-Loeve
+        transform).
+        Blocks start at the first frame; with `first_frame_alone` the first block is the first frame four times.
+
+        Args:
+            components: Orthonormal components `(latent_channels, C, 4, 8, 8)` of blocks of pixels in [-1, 1].
+            mean: Mean of every pixel channel, `(C,)`.
+            scales: What coefficients are divided by, such as their standard deviations, `(latent_channels,)`; 1 by
+                default.
+
+        Raises:
+            ValueError: The model has no linear path, or other shapes.
+        """
+        if self.encoder.linear_path is None or self.decoder.linear_path is None:
+            raise ValueError("Only a model with `linear_path=True` has a linear path to set.")
+        into, out = self.encoder.linear_path.conv, self.decoder.linear_path.conv
+        scales = components.new_ones(len(components)) if scales is None else scales
+        shapes = {"components": (components, into.weight.shape), "mean": (mean, (self.config.in_channels,))}
+        shapes["scales"] = (scales, (self.config.latent_channels,))
+        for name, (values, shape) in shapes.items():
+            if values.shape != shape:
+                raise ValueError(f"`{name}` must have shape {tuple(shape)}, got {tuple(values.shape)}.")
+        low, high = self.config.pixel_range
+        contrast = (high - low) / 2
+        analysis = components / (contrast * scales[:, None, None, None, None])
+        mean = (mean + 1) * contrast + low
+        into.weight.copy_(analysis)
+        into.bias.copy_(-torch.einsum("kcthw,c->k", analysis, mean))
+        out.weight.copy_(components * (contrast * scales[:, None, None, None, None]))
+        out.bias.copy_(mean)
+        for conv, num_outputs in (
+            (self.encoder.conv_out.conv, self.config.latent_channels),
+            (self.decoder.conv_out.conv, None),
+        ):
+            conv.weight[:num_outputs] = 0
+            conv.bias[:num_outputs] = 0
+
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         r"""Shape `(latent_channels, T', h, w)` of the latents of a clip."""
         return (
             self.config.latent_channels,
-            math.ceil(num_frames / self.temporal_compression_ratio),
+            self._num_latents(num_frames),
             math.ceil(height / self.spatial_compression_ratio),
             math.ceil(width / self.spatial_compression_ratio),
         )
@@ -950,32 +759,51 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
 
     # Geometry and checks
 
-    def _plan_chunks(self, num_latents: int) -> list[tuple[int, int]]:
-        step = self.chunk_frames // self.temporal_compression_ratio if self.chunk_frames else num_latents
-        return [(start, min(start + step, num_latents)) for start in range(0, num_latents, step)]
+    def _num_latents(self, num_frames: int, at_start: bool = True) -> int:
+        missing = self.num_missing_frames if at_start else 0
+        return math.ceil((num_frames + missing) / self.temporal_compression_ratio)
 
-    def _plan_tiles(self, height: int, width: int, scale: int, margin: int) -> list[Tile]:
-        """Tiles of a latent map, with weights for values `scale` times as dense, bad within `margin` of a seam."""
-        ratio = self.spatial_compression_ratio
-        tile_height, tile_width = (side // ratio for side in self.tile_sample_size)
-        if not self.use_tiling or (height <= tile_height and width <= tile_width):
-            return [Tile(slice(0, height), slice(0, width), None)]
-        axes = []
-        for length, tile_length in ((height, tile_height), (width, tile_width)):
-            overlap = min(math.ceil(self.tile_overlap * tile_length), tile_length - 1)
-            if self.exact_tiling:
-                overlap = self.exact_tile_overlap // ratio
-            spans = tile_spans(length, tile_length, overlap)
-            weights = blend_weights([(start * scale, stop * scale) for start, stop in spans], margin)
-            axes.append([(slice(*span), weight) for span, weight in zip(spans, weights, strict=True)])
+    def _num_frames(self, num_latents: int) -> int:
+        return max(0, num_latents * self.temporal_compression_ratio - self.num_missing_frames)
+
+    def _plan_chunks(self, num_latents: int, at_start: bool) -> list[tuple[slice, slice]]:
+        """Latents of every chunk, and their frames."""
+        ratio = self.temporal_compression_ratio
+        missing = self.num_missing_frames if at_start else 0
+        step = self.chunk_frames // ratio if self.chunk_frames else num_latents
+        edges = [*range(0, num_latents, step), num_latents]
         return [
-            Tile(rows, columns, row_weight[:, None] * column_weight)
-            for rows, row_weight in axes[0]
-            for columns, column_weight in axes[1]
+            (slice(start, stop), slice(max(0, start * ratio - missing), stop * ratio - missing))
+            for start, stop in zip(edges[:-1], edges[1:], strict=True)
         ]
 
-    def _cropped(self, name: str, size: int | None, num_latents: int, ratio: int) -> int:
-        """The size to crop to, checked against the latents."""
+    def _plan_tiles(self, height: int, width: int) -> TileGrid:
+        """Tiles of a latent map, the whole of it without tiling."""
+        ratio = self.spatial_compression_ratio
+        size = height, width
+        if not self.use_tiling:
+            return TileGrid(size, size, (0, 0))
+        tile_size = tuple(side // ratio for side in self.tile_sample_size)
+        overlap = tuple(min(math.ceil(self.tile_overlap * side), side - 1) for side in tile_size)
+        if self.exact_tiling:
+            overlap = (self.exact_tile_overlap // ratio,) * 2
+        return TileGrid(size, tile_size, overlap)
+
+    def _cropped_frames(self, num_frames: int | None, num_latents: int) -> int:
+        """The number of frames to crop to, checked against the latents."""
+        most = self._num_frames(num_latents)
+        if num_frames is None:
+            return most
+        if self._num_latents(num_frames) != num_latents:
+            raise ValueError(
+                f"`num_frames` = {num_frames} needs {self._num_latents(num_frames)} latents, got {num_latents}, which"
+                f" decode to {self._num_frames(num_latents - 1) + 1} to {most}."
+            )
+        return num_frames
+
+    def _cropped(self, name: str, size: int | None, num_latents: int) -> int:
+        """The height or width to crop to, checked against the latents."""
+        ratio = self.spatial_compression_ratio
         if size is None:
             return num_latents * ratio
         if math.ceil(size / ratio) != num_latents:
@@ -985,23 +813,29 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
             )
         return size
 
-    def _check_pixels(self, x: torch.Tensor, check_finite: bool):
+    def _check_pixels(self, x: torch.Tensor, check_finite: bool, is_image: bool = False) -> None:
         channels, least = self.config.in_channels, self.spatial_compression_ratio
-        if x.ndim != 5 or x.shape[1] != channels or x.shape[2] < 1:
-            raise ValueError(f"Pixels must be (batch, {channels}, frames, height, width), got {tuple(x.shape)}.")
-        if min(x.shape[3:]) < least:
-            raise ValueError(f"Height and width must be at least {least}, got {x.shape[3]} and {x.shape[4]}.")
+        if x.ndim != 5 - is_image or x.shape[1] != channels or (not is_image and x.shape[2] < 1):
+            axes = f"(batch, {channels}, {'' if is_image else 'frames, '}height, width)"
+            raise ValueError(f"Pixels must be {axes}, got {tuple(x.shape)}.")
+        if min(x.shape[-2:]) < least:
+            raise ValueError(f"Height and width must be at least {least}, got {x.shape[-2]} and {x.shape[-1]}.")
         if not x.is_floating_point():
             raise ValueError(f"Pixels must be floats in [-1, 1], got {x.dtype}.")
         if check_finite:
             _check_finite(x, "Pixels")
 
-    def _check_latents(self, z: torch.Tensor, check_finite: bool):
+    def _check_latents(self, z: torch.Tensor, check_finite: bool, is_image: bool = False) -> None:
         channels = self.config.latent_channels
-        if z.ndim != 5 or z.shape[1] != channels or z.shape[2] < 1:
-            raise ValueError(f"Latents must be (batch, {channels}, frames, height, width), got {tuple(z.shape)}.")
+        if z.ndim != 5 - is_image or z.shape[1] != channels or (not is_image and z.shape[2] < 1):
+            axes = f"(batch, {channels}, {'' if is_image else 'frames, '}height, width)"
+            raise ValueError(f"Latents must be {axes}, got {tuple(z.shape)}.")
         if check_finite:
             _check_finite(z, "Latents")
+
+
+def join_clips(clips: list[torch.Tensor]) -> torch.Tensor:
+    return clips[0] if len(clips) == 1 else torch.cat(clips)
 
 
 def _check_same_size(piece: torch.Tensor, first: torch.Tensor):

@@ -82,6 +82,36 @@ def test_every_size_comes_back_whole(vae, size):
     assert vae(x).sample.shape == x.shape
 
 
+@pytest.mark.parametrize("frames, latents", [(1, 1), (2, 2), (5, 2), (6, 3), (9, 3), (13, 4)])
+def test_the_first_frame_may_stand_alone(frames, latents):
+    vae = AutoencoderKL3D(**TINY, first_frame_alone=True).eval().requires_grad_(False)
+    x = clip(frames)
+    z = vae.encode(x).latent_dist.mode()
+    assert z.shape[1:] == vae.latent_shape(*x.shape[2:]) == (4, latents, 3, 4)
+    assert vae(x).sample.shape == x.shape
+    assert vae.decode(z).sample.shape[2] == 4 * latents - 3
+
+
+def test_the_first_frame_alone_sees_no_later_frame_and_all_others_are_seen():
+    vae = AutoencoderKL3D(**TINY, first_frame_alone=True).eval().requires_grad_(False)
+    x = clip(5)
+    latents = vae.encode(x).latent_dist.mean
+    for frame in range(5):
+        changed = x.clone()
+        changed[:, :, frame] = -changed[:, :, frame]
+        first, second = (vae.encode(changed).latent_dist.mean - latents).abs().amax(dim=(0, 1, 3, 4))
+        assert second > 1e-3 and (first > 1e-3) == (frame == 0), frame
+
+
+@pytest.mark.parametrize(
+    "num_frames, message", [(4, "needs 2 latents, got 3, which decode to 6 to 9"), (10, "needs 4")]
+)
+def test_frames_that_the_latents_do_not_hold_are_refused_with_the_first_alone(num_frames, message):
+    vae = AutoencoderKL3D(**TINY, first_frame_alone=True)
+    with pytest.raises(ValueError, match=f"`num_frames` = {num_frames} {message}"):
+        vae.decode(torch.zeros(1, 4, 3, 3, 4), num_frames)
+
+
 @pytest.mark.parametrize("frames, latents", [(1, 1), (4, 1), (5, 2), (24, 6), (25, 7), (120, 30)])
 def test_latent_shape_rounds_up(vae, frames, latents):
     assert vae.latent_shape(frames, 720, 1270) == (4, latents, 90, 159)
@@ -243,7 +273,7 @@ def test_return_dict_false_gives_tuples(vae):
         (torch.zeros(1, 3, 4, 7, 16), "at least 8, got 7 and 16"),
         (torch.zeros(1, 3, 4, 16, 2), "at least 8, got 16 and 2"),
         (torch.zeros(1, 1, 4, 16, 16), r"\(batch, 3, frames, height, width\), got \(1, 1, 4, 16, 16\)"),
-        (torch.zeros(3, 4, 16, 16), r"got \(3, 4, 16, 16\)"),
+        (torch.zeros(3, 4, 16, 16), r"\(batch, 3, height, width\), got \(3, 4, 16, 16\)"),
         (torch.zeros(1, 3, 0, 16, 16), r"got \(1, 3, 0, 16, 16\)"),
         (torch.zeros(1, 3, 4, 16, 16, dtype=torch.uint8), "floats in .*, got torch.uint8"),
     ],

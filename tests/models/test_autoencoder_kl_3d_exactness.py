@@ -13,20 +13,28 @@ from torch.profiler import ProfilerActivity, profile
 
 from diffusers_vidvae import assets
 from diffusers_vidvae.media import load_image
-from diffusers_vidvae.models.autoencoder_kl_3d import AutoencoderKL3D, TimeConv3d, blend_weights, tile_spans
+from diffusers_vidvae.models.autoencoder_kl_3d import AutoencoderKL3D
+from diffusers_vidvae.models.causal_blocks import TimeConv3d
+from diffusers_vidvae.models.tiling import tile_spans
 
 
-assert_equal = partial(torch.testing.assert_close, rtol=0, atol=1e-5)
+# Rounding of values up to 4 through some 30 layers; what is wrong differs by more than 1e-2.
+assert_equal = partial(torch.testing.assert_close, rtol=0, atol=5e-5)
+
+
+OPTIONS = [{}, {"first_frame_alone": True}, {"linear_path": True}, {"first_frame_alone": True, "linear_path": True}]
 
 
 @pytest.fixture
-def vae() -> AutoencoderKL3D:
+def vae(request) -> AutoencoderKL3D:
     torch.manual_seed(0)
-    return (
-        AutoencoderKL3D(block_out_channels=(8, 16, 16, 16), latent_channels=4, layers_per_block=1, mid_block_layers=1)
-        .eval()
-        .requires_grad_(False)
-    )
+    config = {
+        "block_out_channels": (8, 16, 16, 16),
+        "latent_channels": 4,
+        "layers_per_block": 1,
+        "mid_block_layers": 1,
+    }
+    return AutoencoderKL3D(**config, **getattr(request, "param", {})).eval().requires_grad_(False)
 
 
 def clip(num_frames: int, height: int = 20, width: int = 28, batch_size: int = 1) -> torch.Tensor:
@@ -40,6 +48,7 @@ def encode(vae: AutoencoderKL3D, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("num_frames", [8, 25, 30])
 @pytest.mark.parametrize("chunk_frames", [4, 8, 24])
 @pytest.mark.parametrize("full_resolution_frames", [None, 1, 3])
+@pytest.mark.parametrize("vae", OPTIONS, indirect=True)
 def test_chunks_equal_the_whole_clip(vae, num_frames, chunk_frames, full_resolution_frames):
     x = clip(num_frames)
     parameters = encode(vae, x)
@@ -52,6 +61,7 @@ def test_chunks_equal_the_whole_clip(vae, num_frames, chunk_frames, full_resolut
 
 @pytest.mark.parametrize("lengths", [(1,) * 10, (7, 3), (10,), (2, 0, 5, 3), (4, 4, 2), (1,)])
 @pytest.mark.parametrize("chunk_frames", [None, 4])
+@pytest.mark.parametrize("vae", OPTIONS, indirect=True)
 def test_encode_stream_equals_encode(vae, lengths, chunk_frames):
     x = clip(sum(lengths))
     parameters = encode(vae, x)
@@ -75,13 +85,33 @@ def test_encode_stream_yields_as_soon_as_it_can(vae):
 
 @pytest.mark.parametrize("lengths", [(1, 1, 1), (1, 2), (2, 1), (3,)])
 @pytest.mark.parametrize("chunk_frames", [None, 4])
+@pytest.mark.parametrize("vae", OPTIONS, indirect=True)
 def test_decode_stream_equals_decode(vae, lengths, chunk_frames):
     latents = torch.randn(2, 4, 3, 3, 4)
-    sample = vae.decode(latents, 10, 20, 28).sample
+    num_frames = 8 if vae.config.first_frame_alone else 10
+    sample = vae.decode(latents, num_frames, 20, 28).sample
     if chunk_frames:
         vae.enable_temporal_chunking(chunk_frames, full_resolution_frames=1)
-    pieces = list(vae.decode_stream(latents.split(lengths, dim=2), 10, 20, 28))
+    pieces = list(vae.decode_stream(latents.split(lengths, dim=2), num_frames, 20, 28))
     assert_equal(torch.cat(pieces, dim=2), sample)
+
+
+@pytest.mark.parametrize("vae", [{"temporal_downsample": (False, False, False)}], indirect=True)
+def test_single_frames_stream_without_temporal_compression(vae):
+    x = clip(4)
+    parameters = encode(vae, x)
+    assert_equal(torch.cat(list(vae.encode_stream(x.split(1, dim=2))), dim=2), parameters)
+    latents = parameters[:, :4]
+    pieces = list(vae.decode_stream(latents.split(1, dim=2), 4, 20, 28))
+    assert_equal(torch.cat(pieces, dim=2), vae.decode(latents, 4, 20, 28).sample)
+
+
+@pytest.mark.parametrize("vae", [{"first_frame_alone": True}], indirect=True)
+def test_a_stream_gives_the_first_frame_alone_at_once(vae):
+    pieces = vae.encode_stream(clip(6).split(1, dim=2))
+    assert [piece.shape[2] for piece in pieces] == [1, 1, 1]
+    sizes = [piece.shape[2] for piece in vae.decode_stream(torch.randn(1, 4, 3, 2, 2).split(1, dim=2), 6)]
+    assert sizes == [1, 4, 1]
 
 
 def test_streams_of_tiles_equal_tiles(vae):
@@ -105,10 +135,21 @@ def test_streams_refuse_a_change_of_size(vae):
         list(vae.encode_stream([clip(2), clip(4, 20, 20)]))
 
 
+@pytest.mark.parametrize("vae", OPTIONS, indirect=True)
 def test_an_image_equals_the_frame_as_a_still_clip(vae):
     image = clip(1)
     parameters = encode(vae, image)
-    assert_equal(parameters.expand(-1, -1, 3, -1, -1), encode(vae, image.expand(-1, -1, 12, -1, -1)))
+    num_frames = 9 if vae.config.first_frame_alone else 12
+    assert_equal(parameters.expand(-1, -1, 3, -1, -1), encode(vae, image.expand(-1, -1, num_frames, -1, -1)))
+
+
+@pytest.mark.parametrize("vae", OPTIONS, indirect=True)
+def test_images_may_lack_the_axis_of_frames(vae):
+    images = clip(1, batch_size=2)
+    parameters = encode(vae, images)
+    assert_equal(encode(vae, images[:, :, 0]), parameters[:, :, 0])
+    latents = parameters[:, :4]
+    assert_equal(vae.decode(latents[:, :, 0], height=20).sample, vae.decode(latents, 1, 20).sample[:, :, 0])
 
 
 def test_one_latent_decodes_as_in_a_still_clip(vae):
@@ -121,7 +162,7 @@ def test_one_latent_decodes_as_in_a_still_clip(vae):
 
 @pytest.mark.parametrize("stride", [(1, 1, 1), (1, 2, 2)])
 def test_kernels_summed_over_time_equal_the_3d_convolution(stride):
-    conv = TimeConv3d(6, 5, stride=stride)
+    conv = TimeConv3d(6, 5, kernel_size=3, stride=stride, padding=(0, 1, 1))
     frame = torch.randn(2, 6, 1, 9, 10)
     assert_equal(conv(frame), conv(frame.expand(-1, -1, 3, -1, -1)))
 
@@ -171,17 +212,6 @@ def test_less_than_the_exact_overlap_is_not_exact(shallow_vae):
     sample = shallow_vae.decode(latents).sample
     shallow_vae.enable_tiling((16, 48), tile_overlap=(shallow_vae.exact_tile_overlap - 6) / 48)
     assert (shallow_vae.decode(latents).sample - sample).abs().max() > 1e-4
-
-
-@pytest.mark.parametrize("length, tile, overlap", [(33, 16, 4), (17, 16, 0), (64, 16, 15), (40, 16, 8), (16, 16, 4)])
-def test_tiles_cover_and_their_weights_sum_to_one(length, tile, overlap):
-    spans = tile_spans(length, tile, overlap)
-    assert spans[0][0] == 0 and spans[-1][1] == length
-    assert all(left[1] - right[0] >= overlap for left, right in zip(spans[:-1], spans[1:], strict=True))
-    total = torch.zeros(length)
-    for (start, stop), weight in zip(spans, blend_weights(spans, margin=2), strict=True):
-        total[start:stop] += weight
-    torch.testing.assert_close(total, torch.ones(length))
 
 
 def edge_ratio(sample: torch.Tensor, columns: list[int]) -> float:

@@ -1,0 +1,333 @@
+r"""The causal blocks that `AutoencoderKL3D` is built of.
+
+Frames are `(batch, channels, frames, height, width)`. What has parameters in time takes and returns a `State`, so that
+a clip in pieces gives the result of the whole clip. A clip starts by repeating its first frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+# What a layer, block, encoder or decoder remembers: `None` for a whole clip, of which nothing is to be remembered;
+# `()` at the start of a stream, and then the last input frames of a convolution, or a tuple of the states of all
+# parts. A state can be continued once: its tensors are used again for the next one, unless gradients are recorded.
+State = Any
+
+
+class RMSNorm3d(nn.Module):
+    """Root-mean-square norm over the channels of each position."""
+
+    def __init__(self, channels: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        # A norm needs no copy of its input, unlike the mean of squares.
+        dtype = torch.promote_types(hidden_states.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(hidden_states, dim=1, keepdim=True, dtype=dtype)
+        scale = torch.rsqrt(norm.square() / hidden_states.shape[1] + self.eps).to(hidden_states.dtype)
+        weight = self.weight[:, None, None, None]
+        if torch.is_grad_enabled():
+            return hidden_states * scale * weight
+        return (hidden_states * scale).mul_(weight)
+
+
+class FrameGroupNorm(nn.GroupNorm):
+    """Group norm with statistics of single frames, so that a frame does not depend on its neighbours."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        batch_size, channels, num_frames, height, width = hidden_states.shape
+        frames = hidden_states.transpose(1, 2).reshape(-1, channels, height, width)
+        return super().forward(frames).view(batch_size, num_frames, channels, height, width).transpose(1, 2)
+
+
+def make_norm(norm_type: str, num_groups: int, eps: float, channels: int) -> nn.Module:
+    return RMSNorm3d(channels, eps) if norm_type == "rms" else FrameGroupNorm(num_groups, channels, eps)
+
+
+def activate(hidden_states: torch.Tensor) -> torch.Tensor:
+    return F.silu(hidden_states, inplace=not torch.is_grad_enabled())
+
+
+def split_state(state: State, num_parts: int) -> list[State]:
+    """The states of the parts of what has `state`."""
+    return list(state) if state else [state] * num_parts
+
+
+def causal_pad(
+    hidden_states: torch.Tensor, state: State, num_past: int, num_repeats: int | None = None
+) -> tuple[torch.Tensor, State]:
+    r"""Prepends past frames: those of `state`, or the first frame repeated at the start of a clip.
+
+    A clip of one frame is returned as it is, standing for a still clip.
+
+    Args:
+        hidden_states: Frames `(B, C, T, H, W)`.
+        state: `None`, `()` or the past frames `(B, C, num_past, H, W)`.
+        num_past: Number of past frames.
+        num_repeats: Number of repeated first frames, if another.
+
+    Returns:
+        The padded frames, channels last, and the past frames for the next call (`None` if `state` is).
+    """
+    batch_size, channels, num_frames, height, width = hidden_states.shape
+    if num_frames == 1 and state is None:
+        return hidden_states, None
+
+    continues = isinstance(state, torch.Tensor)
+    padding = num_past if continues or num_repeats is None else num_repeats
+    # Filled in place, since neither `torch.cat` of expanded frames nor `F.pad` keeps the layout on every backend.
+    padded = torch.empty(
+        (batch_size, channels, padding + num_frames, height, width),
+        dtype=hidden_states.dtype,
+        device=hidden_states.device,
+        memory_format=torch.channels_last_3d,
+    )
+    padded[:, :, :padding] = state if continues else hidden_states[:, :, :1]
+    padded[:, :, padding:] = hidden_states
+    if state is None:
+        return padded, None
+    last = padded[:, :, padding + num_frames - num_past :]
+    if continues and not torch.is_grad_enabled():
+        return padded, state.copy_(last)
+    return padded, last.clone(memory_format=torch.channels_last_3d)
+
+
+class TimeConv3d(nn.Conv3d):
+    """3D convolution, not padded in time; a single frame stands for a still clip."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if hidden_states.shape[2] == 1 and self.kernel_size[0] > 1:
+            # Summed anew in every call: cheap beside the convolution, and right while the weights are trained.
+            kernel = self.weight.sum(dim=2)
+            frame = F.conv2d(hidden_states.squeeze(2), kernel, self.bias, self.stride[1:], self.padding[1:])
+            return frame.unsqueeze(2)
+        return super().forward(hidden_states)
+
+
+def make_conv(
+    in_channels: int, out_channels: int, kernel_size: int = 3, stride: tuple[int, int, int] = (1, 1, 1)
+) -> TimeConv3d:
+    """Convolution that is padded with zeros in space."""
+    padding = (0, kernel_size // 2, kernel_size // 2)
+    return TimeConv3d(in_channels, out_channels, kernel_size, stride, padding)
+
+
+class CausalConv3d(nn.Module):
+    """Convolution that sees the current and past frames only, optionally of normed and activated frames."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, norm: nn.Module | None = None):
+        super().__init__()
+        self.norm = norm
+        self.conv = make_conv(in_channels, out_channels, kernel_size)
+        self.num_past = kernel_size - 1
+
+    def forward(self, hidden_states: torch.Tensor, state: State = None) -> tuple[torch.Tensor, State]:
+        if self.norm is not None:
+            hidden_states = activate(self.norm(hidden_states))
+        if self.num_past:
+            hidden_states, state = causal_pad(hidden_states, state, self.num_past)
+        return self.conv(hidden_states), state
+
+
+class ResnetBlock3D(nn.Module):
+    """Norm, SiLU, causal convolution, twice, around a shortcut."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, shortcut_kernel_size: int, norm: Callable[[int], nn.Module]
+    ):
+        super().__init__()
+        self.norm1 = norm(in_channels)
+        self.conv1 = make_conv(in_channels, out_channels)
+        self.norm2 = norm(out_channels)
+        self.conv2 = make_conv(out_channels, out_channels)
+        self.shortcut = None
+        if in_channels != out_channels:
+            self.shortcut = CausalConv3d(in_channels, out_channels, shortcut_kernel_size)
+
+    def forward(self, hidden_states: torch.Tensor, state: State = None) -> tuple[torch.Tensor, State]:
+        state1, state2, shortcut_state = split_state(state, 3)
+        residual = hidden_states  # (B, C, T, H, W)
+        # One step a line: each frees the tensor that it replaces before the next allocates.
+        hidden_states = activate(self.norm1(hidden_states))
+        hidden_states, state1 = causal_pad(hidden_states, state1, num_past=2)  # (B, C, T + 2, H, W)
+        hidden_states = self.conv1(hidden_states)  # (B, C', T, H, W)
+        hidden_states = activate(self.norm2(hidden_states))
+        hidden_states, state2 = causal_pad(hidden_states, state2, num_past=2)
+        hidden_states = self.conv2(hidden_states)
+        if self.shortcut is not None:
+            residual, shortcut_state = self.shortcut(residual, shortcut_state)
+        return hidden_states.add_(residual), (state1, state2, shortcut_state)
+
+
+class FrameAttention(nn.Module):
+    """Single-head attention over the positions of each frame."""
+
+    def __init__(self, channels: int, norm: Callable[[int], nn.Module]):
+        super().__init__()
+        self.norm = norm(channels)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.to_out = nn.Linear(channels, channels)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        batch_size, channels, num_frames, height, width = hidden_states.shape
+        tokens = self.norm(hidden_states).permute(0, 2, 3, 4, 1).reshape(-1, 1, height * width, channels)
+        query, key, value = self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)  # (B T, 1, H W, C)
+        tokens = self.to_out(F.scaled_dot_product_attention(query, key, value))
+        frames = tokens.reshape(batch_size, num_frames, height, width, channels).permute(0, 4, 1, 2, 3)
+        return hidden_states + frames
+
+
+class Downsample3D(nn.Module):
+    r"""Halves height and width, and frames if `time`, by a convolution.
+
+    Output frame j of halved frames sees the inputs 2j - 1, 2j and 2j + 1, so that none is passed over; with
+    `first_frame_alone` 2j - 2, 2j - 1 and 2j, of which the first output sees the first frame only.
+    """
+
+    def __init__(self, channels: int, time: bool, first_frame_alone: bool):
+        super().__init__()
+        self.time = time
+        self.num_past = 1 if time else 2
+        self.num_repeats = 2 if first_frame_alone else self.num_past
+        self.conv = make_conv(channels, channels, stride=(2 if time else 1, 2, 2))
+
+    def forward(self, hidden_states: torch.Tensor, state: State = None) -> tuple[torch.Tensor, State]:
+        hidden_states, state = causal_pad(hidden_states, state, self.num_past, self.num_repeats)
+        return self.conv(hidden_states), state
+
+
+class Upsample3D(nn.Module):
+    r"""Doubles height and width, and frames if `time`, by repetition and a convolution.
+
+    With `first_frame_alone` a clip's first frame, which the convolution would make two equal ones of, stays one.
+    """
+
+    def __init__(self, channels: int, time: bool, first_frame_alone: bool):
+        super().__init__()
+        self.time = time
+        self.first_frame_alone = first_frame_alone
+        self.conv = make_conv(channels, channels)
+
+    def forward(self, hidden_states: torch.Tensor, state: State = None) -> tuple[torch.Tensor, State]:
+        is_still = state is None and hidden_states.shape[2] == 1
+        drops_first = self.time and self.first_frame_alone and not (is_still or isinstance(state, torch.Tensor))
+        # Padded before the repetition, where frames are small; a repeated past frame makes two.
+        hidden_states, state = causal_pad(hidden_states, state, num_past=1 if self.time else 2)
+        hidden_states = repeat_nearest(hidden_states, time=self.time and not is_still)
+        if drops_first:
+            hidden_states = hidden_states[:, :, 1:]
+        return self.conv(hidden_states), state
+
+
+def repeat_nearest(hidden_states: torch.Tensor, time: bool) -> torch.Tensor:
+    """Repeats rows, columns and, if `time`, frames twice, in channels-last layout (which `F.interpolate` may lose)."""
+    batch_size, channels, num_frames, height, width = hidden_states.shape
+    times = 2 if time else 1
+    values = hidden_states.permute(0, 2, 3, 4, 1)[:, :, None, :, None, :, None]
+    values = values.expand(-1, -1, times, -1, 2, -1, 2, -1)
+    values = values.reshape(batch_size, times * num_frames, 2 * height, 2 * width, channels)
+    return values.permute(0, 4, 1, 2, 3)
+
+
+class CheckpointingModule(nn.Module):
+    """Base of what runs its blocks with gradient checkpointing when that is enabled."""
+
+    _gradient_checkpointing_func: Callable[..., tuple[torch.Tensor, State]]
+
+    def __init__(self):
+        super().__init__()
+        self.gradient_checkpointing = False
+
+    def run(self, block: nn.Module, hidden_states: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(block, hidden_states, state)
+        return block(hidden_states, state)
+
+
+class Level3D(CheckpointingModule):
+    """Residual blocks at one resolution, perhaps an attention after the first, then perhaps a resampling."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        num_layers: int,
+        shortcut_kernel_size: int,
+        norm: Callable[[int], nn.Module],
+        attention: bool = False,
+        resampler: nn.Module | None = None,
+    ):
+        super().__init__()
+        widths = [in_channels] + [out_channels] * num_layers
+        self.resnets = nn.ModuleList(
+            ResnetBlock3D(width_in, width, shortcut_kernel_size, norm)
+            for width_in, width in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.attention = FrameAttention(out_channels, norm) if attention else None
+        self.resampler = resampler
+        self.frame_step = 2 if isinstance(resampler, Downsample3D) and resampler.time else 1
+
+    def forward(self, hidden_states: torch.Tensor, state: State = None) -> tuple[torch.Tensor, State]:
+        states = split_state(state, len(self.resnets) + 1)
+        for index, resnet in enumerate(self.resnets):
+            hidden_states, states[index] = self.run(resnet, hidden_states, states[index])
+            if index == 0 and self.attention is not None:
+                hidden_states = self.attention(hidden_states)
+        if self.resampler is not None:
+            hidden_states, states[-1] = self.run(self.resampler, hidden_states, states[-1])
+        return hidden_states, tuple(states)
+
+
+def split_frames(
+    hidden_states: torch.Tensor, num_frames: int | None, first_alone: bool = False
+) -> Sequence[torch.Tensor]:
+    """Pieces of at most `num_frames`, all frames by default, perhaps after one of the first frame."""
+    if num_frames is None or hidden_states.shape[2] <= num_frames:
+        return [hidden_states]
+    if first_alone:
+        return [hidden_states[:, :, :1], *hidden_states[:, :, 1:].split(num_frames, dim=2)]
+    return hidden_states.split(num_frames, dim=2)
+
+
+def join_frames(pieces: list[torch.Tensor]) -> torch.Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
+
+
+class BlockEncoder(nn.Module):
+    """Linear projection of blocks of pixels, each of them as long, high and wide as a latent."""
+
+    def __init__(
+        self, in_channels: int, latent_channels: int, block_size: tuple[int, int, int], first_frame_alone: bool
+    ):
+        super().__init__()
+        self.num_repeats = block_size[0] - 1 if first_frame_alone else 0
+        self.conv = TimeConv3d(in_channels, latent_channels, block_size, block_size)
+
+    def forward(self, pixels: torch.Tensor, at_start: bool) -> torch.Tensor:
+        if at_start and pixels.shape[2] > 1 and self.num_repeats:
+            pixels = torch.cat([pixels[:, :, :1].expand(-1, -1, self.num_repeats, -1, -1), pixels], dim=2)
+        return self.conv(pixels)
+
+
+class BlockDecoder(nn.Module):
+    """Blocks of pixels that are linear in one latent each, the counterpart of `BlockEncoder`."""
+
+    def __init__(
+        self, latent_channels: int, out_channels: int, block_size: tuple[int, int, int], first_frame_alone: bool
+    ):
+        super().__init__()
+        self.num_repeats = block_size[0] - 1 if first_frame_alone else 0
+        self.conv = nn.ConvTranspose3d(latent_channels, out_channels, block_size, block_size)
+
+    def forward(self, latents: torch.Tensor, at_start: bool) -> torch.Tensor:
+        return self.conv(latents)[:, :, self.num_repeats if at_start else 0 :]
