@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
 from PIL import Image
 
 from diffusers_vidvae import FrameSelectVAE, GapDiT, VideoCompressionPipeline, __version__
@@ -624,6 +624,17 @@ def test_statistics_go_into_the_config(capsys, clip, results, tiny_model):
     assert updated.config.latents_mean == report["latents_mean"]
     assert updated.config.latents_std == report["latents_std"]
     assert "needs a --model that is a folder" in fail(capsys, "stats", clip, "--update")
+
+
+def test_statistics_go_beside_a_config_that_has_no_place_for_them(capsys, clip, results):
+    vae = AutoencoderTiny(encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4)
+    vae.save_pretrained(results / "vae")
+    config = (results / "vae" / "config.json").read_text()
+    report = call(capsys, "stats", clip, "-m", results / "vae", "--update")
+    assert report["updated"] == str(results / "vae" / "latent_statistics.json")
+    written = json.loads(Path(report["updated"]).read_text())
+    assert written == {name: report[name] for name in ("latents_mean", "latents_std")}
+    assert (results / "vae" / "config.json").read_text() == config
 
 
 def test_training_names_a_missing_file(capsys):

@@ -2,19 +2,18 @@ r"""The file from which interrupted statistics of latents continue."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
+from diffusers_vidvae.fingerprints import model_fingerprint
 
 from .latent_moments import LatentMoments
 
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 
 
 class StatisticsRecords:
@@ -23,7 +22,7 @@ class StatisticsRecords:
     def __init__(self, path: str | PathLike[str], vae: Any, settings: dict[str, Any]) -> None:
         self.path = Path(path)
         self.moments: dict[str, tuple[int, LatentMoments]] = {}
-        header = {"format": STATE_FORMAT, "model": _fingerprint(vae), **settings}
+        header = {"format": STATE_FORMAT, "model": model_fingerprint(vae), **settings}
         if not self.path.exists():
             self._write_line(header)
             return
@@ -61,12 +60,3 @@ class StatisticsRecords:
     def _write_line(self, values: dict[str, Any]) -> None:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
-
-
-def _fingerprint(vae: Any) -> str:
-    """Of the weights, whatever their device."""
-    digest = hashlib.sha256(type(vae).__name__.encode())
-    for name, weight in sorted(vae.state_dict().items()):
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import inspect
 import json as json_module
 from collections.abc import Iterator
 from dataclasses import asdict
 from enum import Enum
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from diffusers_vidvae.files import write_file
 
 from . import console, models
 from .console import CommandError
 from .options import Device, Json, Model, ModelDType
 from .reconstruction import media_in
+
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
+
+    from diffusers_vidvae.autoencoders.latent_statistics import LatentStatistics
+
+
+# Beside the config.json of an autoencoder whose config has no place for them.
+STATISTICS_FILE = "latent_statistics.json"
 
 
 class TrainedModel(str, Enum):
@@ -108,7 +121,11 @@ def stats(
         Path | None, typer.Option(help="File that remembers what was encoded; a run that was interrupted continues.")
     ] = None,
     update: Annotated[
-        bool, typer.Option("--update", help="Write mean and deviation into the config of --model, a folder.")
+        bool,
+        typer.Option(
+            "--update",
+            help="Write mean and deviation into the config of --model, a folder; beside it if it takes none.",
+        ),
     ] = False,
     device: Device = None,
     dtype: ModelDType = None,
@@ -130,7 +147,7 @@ def stats(
 
         found = latent_statistics(vae, remaining(), rate_of_frames, max_frames=max_frames, state_file=state)
     if config_file is not None:
-        update_config(config_file, {"latents_mean": found.latents_mean, "latents_std": found.latents_std})
+        config_file = update_statistics(vae, config_file, found)
     report = {"model": models.model_name(model), "class": type(vae).__name__, **asdict(found), "updated": config_file}
     if json:
         console.print_json(report)
@@ -155,12 +172,12 @@ def find_config(model: str | None) -> Path:
     raise CommandError(f"--update: needs a --model that is a folder here, got {models.model_name(model)}")
 
 
-def update_config(file: Path, values: dict[str, Any]) -> None:
-    """Replaces values of a JSON file, all of them or none."""
-    config = json_module.loads(file.read_text()) | values
-    temporary = file.with_suffix(".tmp")
-    try:
-        temporary.write_text(json_module.dumps(config, indent=2) + "\n")
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+def update_statistics(vae: ModelMixin, config_file: Path, found: LatentStatistics) -> Path:
+    """Writes mean and deviation where the model looks for them, or beside its config if it does not; says where."""
+    values = {"latents_mean": found.latents_mean, "latents_std": found.latents_std}
+    if all(name in inspect.signature(type(vae).__init__).parameters for name in values):
+        values = json_module.loads(config_file.read_text()) | values
+    else:
+        config_file = config_file.with_name(STATISTICS_FILE)
+    write_file(config_file, json_module.dumps(values, indent=2) + "\n", overwrite=True, error=CommandError)
+    return config_file
