@@ -62,6 +62,11 @@ class ClipSource:
             raise ValueError(f"{self.name}: an iterator does not tell its number of frames; `rate` needs none.")
         return self.count()
 
+    def pieces(self, num_frames: int) -> Iterator[torch.Tensor]:
+        r"""Yields the next `num_frames` frames, `(1, C, t, H, W)`, until none is left."""
+        while frames := list(islice(self.frames, num_frames)):
+            yield torch.stack(frames, dim=1)[None]
+
     def windows(self, num_frames: int) -> Iterator[tuple[torch.Tensor, int]]:
         r"""Yields windows of `num_frames` frames, with the number of leading frames that were in the window before.
 

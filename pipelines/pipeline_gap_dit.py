@@ -1,7 +1,7 @@
 r"""Generation of video from noise: latent frames and the gaps between them, decoded to every frame."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from os import PathLike
 from typing import Any
 
@@ -22,7 +22,8 @@ from diffusers.utils import is_torch_xla_available, replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 
-from diffusers_vidvae.models.frame_select_vae import ClipWindow, FrameSelectVAE, clip_windows
+from diffusers_vidvae.models.clip_windows import clip_windows
+from diffusers_vidvae.models.frame_select_vae import FrameSelectVAE
 from diffusers_vidvae.models.gap_dit import GapDiT
 from diffusers_vidvae.schedulers.scheduling_flow_match_gap import FlowMatchGapScheduler, GapPlan, check_sigmas
 
@@ -328,32 +329,33 @@ class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         latents = self.vae.denormalize_latents(latents)
         videos = []
         for clip, mask in enumerate(frame_mask):
-            kept, positions = latents[clip : clip + 1, :, mask], plan.positions[clip, mask]
-            pieces = [
-                self._decode_window(kept, positions, window, output_type)
-                for window in clip_windows(int(plan.num_frames[clip]), self.vae.config.clip_num_frames)
+            pieces = self._place_latents(
+                latents[clip : clip + 1, :, mask], plan.positions[clip, mask], int(plan.num_frames[clip])
+            )
+            windows = [
+                self.video_processor.postprocess(frames[0].transpose(0, 1).float(), output_type)
+                for frames in self.vae.decode_stream(pieces)
             ]
-            videos.append(_concatenate(pieces, output_type))
+            videos.append(_concatenate(windows, output_type))
         return videos
 
-    def _decode_window(
-        self, latents: torch.Tensor, positions: torch.Tensor, window: ClipWindow, output_type: str
-    ) -> Any:
-        """The new frames of a window of one video, from its latent frames `(1, channels, kept, height, width)`."""
-        inside = (positions >= window.start) & (positions < window.stop)
-        places = positions[inside] - window.start
-        if not inside.any():
-            before = int((positions < window.start).sum())
-            inside = torch.arange(len(positions), device=positions.device) == max(before - 1, 0)
-            places = positions.new_tensor([0 if before else window.stop - window.start - 1])
-        num_frames = window.stop - window.start
-        window_latents = latents.new_zeros(*latents.shape[:2], num_frames, *latents.shape[3:])
-        window_latents[:, :, places] = latents[:, :, inside]
-        keep_mask = torch.zeros(1, num_frames, dtype=torch.bool, device=latents.device)
-        keep_mask[:, places] = True
-        (frames,) = self.vae.decode(window_latents, keep_mask, return_dict=False)
-        new_frames = frames[0, :, window.first_new - window.start :].transpose(0, 1).float()  # (t, C, H, W)
-        return self.video_processor.postprocess(new_frames, output_type)
+    def _place_latents(
+        self, latents: torch.Tensor, positions: torch.Tensor, num_frames: int
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Latents and keep mask of every window's new frames, from a video's latent frames `(1, C, kept, h, w)`."""
+        for window in clip_windows(num_frames, self.vae.config.clip_num_frames):
+            inside = (positions >= window.first_new) & (positions < window.stop)
+            places = positions[inside] - window.first_new
+            if not ((positions >= window.start) & (positions < window.stop)).any():
+                before = int((positions < window.start).sum())
+                inside = torch.arange(len(positions), device=positions.device) == max(before - 1, 0)
+                places = positions.new_tensor([0 if before else window.stop - window.first_new - 1])
+            num_new = window.stop - window.first_new
+            placed = latents.new_zeros(*latents.shape[:2], num_new, *latents.shape[3:])
+            placed[:, :, places] = latents[:, :, inside]
+            keep_mask = torch.zeros(1, num_new, dtype=torch.bool, device=latents.device)
+            keep_mask[:, places] = True
+            yield placed, keep_mask
 
     @torch.no_grad()
     @replace_example_docstring(EXAMPLE_DOC_STRING)

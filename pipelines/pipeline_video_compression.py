@@ -25,7 +25,8 @@ from diffusers_vidvae.codec import (
     weight_probe,
 )
 from diffusers_vidvae.fingerprints import config_fingerprint
-from diffusers_vidvae.models.frame_select_vae import SELECTION_MODES, FrameSelectVAE, clip_windows
+from diffusers_vidvae.models.frame_select_vae import FrameSelectVAE
+from diffusers_vidvae.models.frame_selection import check_selection
 
 from .clip_source import ClipInput, ClipSource, open_clips
 from .pipeline_output import VideoCompressionPipelineOutput
@@ -79,21 +80,12 @@ class VideoCompressionPipeline(DiffusionPipeline):
     def interrupt(self) -> bool:
         return self._interrupt
 
-    def check_inputs(self, mode, num_frames, rate, quantize, size_mode, callback_on_step_end_tensor_inputs):
-        if mode not in SELECTION_MODES:
-            raise ValueError(f"`mode` must be one of {SELECTION_MODES}, got {mode!r}.")
+    def check_inputs(self, mode, num_frames, rate, threshold, quantize, size_mode, callback_on_step_end_tensor_inputs):
+        check_selection(mode, num_frames, rate, threshold)
         if size_mode not in SIZE_MODES:
             raise ValueError(f"`size_mode` must be one of {SIZE_MODES}, got {size_mode!r}.")
         if quantize not in QUANTIZATIONS:
             raise ValueError(f"`quantize` must be one of {QUANTIZATIONS}, got {quantize!r}.")
-        if num_frames is not None and rate is not None:
-            raise ValueError(f"Give `num_frames` or `rate`, not both, got {num_frames} and {rate}.")
-        if mode in ("threshold", "bernoulli") and (num_frames is not None or rate is not None):
-            raise ValueError(f"`num_frames` and `rate` do not apply to mode {mode!r}, which sets its own count.")
-        if num_frames is not None and num_frames < 1:
-            raise ValueError(f"`num_frames` must be from 1 to the clip's number of frames, got {num_frames}.")
-        if rate is not None and not 0 < rate <= 1:
-            raise ValueError(f"`rate` must be in (0, 1], got {rate}.")
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(
@@ -153,7 +145,7 @@ class VideoCompressionPipeline(DiffusionPipeline):
             ValueError: An argument or the clip is not as described, or frames are smaller than a patch.
             FsvError: `output` exists or cannot be written.
         """
-        self.check_inputs(mode, num_frames, rate, quantize, size_mode, callback_on_step_end_tensor_inputs)
+        self.check_inputs(mode, num_frames, rate, threshold, quantize, size_mode, callback_on_step_end_tensor_inputs)
         clips = open_clips(video, fps)
         generators = generator if isinstance(generator, list) else [generator] * len(clips)
         if len(generators) != len(clips):
@@ -169,9 +161,15 @@ class VideoCompressionPipeline(DiffusionPipeline):
             header = self._make_header(clip, size_mode, quantize)
             # Refuses an existing file before frames are read.
             writer = None if output is None else FsvWriter(output, header, overwrite)
-            selector = _FrameSelector(self.vae, clip, mode, num_frames, rate, threshold, clip_generator)
+            selection: dict[str, Any] = {"mode": mode, "num_frames": num_frames, "rate": rate, "threshold": threshold}
+            if num_frames is not None:
+                selection["total_frames"] = clip.count_frames()
             windows = self._compress_windows(
-                clip, header, selector, callback_on_step_end, callback_on_step_end_tensor_inputs
+                clip,
+                header,
+                selection | {"generator": clip_generator},
+                callback_on_step_end,
+                callback_on_step_end_tensor_inputs,
             )
             if writer is None:
                 kept = list(windows)
@@ -260,21 +258,19 @@ class VideoCompressionPipeline(DiffusionPipeline):
         self,
         clip: ClipSource,
         header: FsvHeader,
-        selector: "_FrameSelector",
+        selection: dict[str, Any],
         callback_on_step_end: Callable[..., dict] | None,
         callback_on_step_end_tensor_inputs: list[str],
     ) -> Iterator[LatentWindow]:
+        frames = clip.pieces(header.clip_num_frames)
+        pieces = (_to_model_size(piece.to(self._execution_device), header) for piece in frames)
+        encoded = _tiled(self.vae.encode_stream(pieces), self.vae, header.tile)
         start = 0
         with self.progress_bar(total=clip.num_frames or float("inf")) as progress_bar:
-            for index, (frames, num_seen) in enumerate(clip.windows(header.clip_num_frames)):
-                if self.interrupt:
-                    break
-                latents, keep_probs = self._encode_window(frames, header)
-                latents, keep_probs = latents[:, :, num_seen:], keep_probs[:, num_seen:]
-                keep_mask = selector.select(keep_probs)
-
+            for index, (output, keep_mask) in enumerate(self.vae.select_stream(encoded, **selection)):
+                latents = output.latent_dist.mode()
                 if callback_on_step_end is not None:
-                    tensors = {"latents": latents, "keep_probs": keep_probs, "keep_mask": keep_mask}
+                    tensors = {"latents": latents, "keep_probs": output.keep_probs, "keep_mask": keep_mask}
                     inputs = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
                     outputs = callback_on_step_end(self, index, start, inputs)
                     latents = outputs.get("latents", latents)
@@ -289,15 +285,8 @@ class VideoCompressionPipeline(DiffusionPipeline):
                 )
                 start += keep_mask.shape[1]
                 progress_bar.update(keep_mask.shape[1])
-        if not self.interrupt:
-            selector.check_length(start)
-
-    def _encode_window(self, frames: torch.Tensor, header: FsvHeader) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents `(1, C, t, h, w)` and keep probabilities `(1, t)` of frames of the clip's own size."""
-        frames = _to_model_size(frames.to(self._execution_device), header)
-        with _tiling(self.vae, header.tile):
-            encoded = self.vae.encode(frames)
-        return encoded.latent_dist.mode(), encoded.keep_probs
+                if self.interrupt:
+                    return
 
     # Decompression
 
@@ -426,24 +415,15 @@ class VideoCompressionPipeline(DiffusionPipeline):
 
     def _decode_windows(self, compressed: CompressedVideo) -> Iterator[torch.Tensor]:
         """Yields the clip's frames `(1, C, t, H, W)` in [-1, 1], at the clip's own size."""
-        header = compressed.header
-        seen: tuple[torch.Tensor, torch.Tensor] | None = None
+        header, device = compressed.header, self._execution_device
+        pieces = (
+            (latents.to(device), keep_mask.to(device)) for latents, keep_mask in self._latent_windows(compressed)
+        )
         with self.progress_bar(total=header.num_frames) as progress_bar:
-            for latents, keep_mask in self._latent_windows(compressed):
-                num_new = keep_mask.shape[1]
-                if seen is not None:
-                    # The last window reaches back so that it is full, as it was when it was encoded.
-                    latents = torch.cat([seen[0], latents], dim=2)[:, :, -header.clip_num_frames :]
-                    keep_mask = torch.cat([seen[1], keep_mask], dim=1)[:, -header.clip_num_frames :]
-                seen = latents, keep_mask
-                yield self._decode_window(latents, keep_mask, header)[:, :, -num_new:]
-                progress_bar.update(num_new)
-
-    def _decode_window(self, latents: torch.Tensor, keep_mask: torch.Tensor, header: FsvHeader) -> torch.Tensor:
-        device = self._execution_device
-        with _tiling(self.vae, header.tile):
-            frames = self.vae.decode(latents.to(device), keep_mask.to(device), return_dict=False)[0]
-        return _to_clip_size(frames, header)
+            decoded = self.vae.decode_stream(pieces, header.clip_num_frames)
+            for frames in _tiled(decoded, self.vae, header.tile):
+                yield _to_clip_size(frames, header)
+                progress_bar.update(frames.shape[2])
 
     def _collect(self, windows: Iterator[Any], output_type: str) -> Any:
         """Joins the windows of a clip: a list of images, or an array or tensor with a batch dimension of one."""
@@ -512,78 +492,6 @@ class VideoCompressionPipeline(DiffusionPipeline):
         return self.decompress(compressed, output_type, return_dict)
 
 
-class _FrameSelector:
-    """Chooses the frames to keep window by window, so that the clip as a whole gets what was asked for."""
-
-    def __init__(
-        self,
-        vae: FrameSelectVAE,
-        clip: ClipSource,
-        mode: str,
-        num_frames: int | None,
-        rate: float | None,
-        threshold: float,
-        generator: torch.Generator | None,
-    ):
-        self.vae = vae
-        self.name = clip.name
-        self.rate = rate
-        self.options: dict[str, Any] = {"mode": mode, "threshold": threshold, "generator": generator}
-        self.num_seen = self.num_kept = 0
-        self.expected_length = self.counts = None
-        if num_frames is not None:
-            self.expected_length = clip.count_frames()
-            windows = clip_windows(self.expected_length, vae.config.clip_num_frames)
-            lengths = [window.stop - window.first_new for window in windows]
-            self.counts = iter(distribute_frames(num_frames, lengths, clip.name))
-
-    def select(self, keep_probs: torch.Tensor) -> torch.Tensor:
-        """Keep mask `(1, t)` of the next window."""
-        count = self._count(keep_probs.shape[1])
-        keep_mask = self.vae.select_frames(keep_probs, num_frames=count, **self.options)
-        self.num_seen += keep_probs.shape[1]
-        self.num_kept += int(keep_mask.sum())
-        return keep_mask
-
-    def _count(self, num_new: int) -> int | None:
-        if self.counts is not None:
-            # A clip that turns out longer than it was counted is refused at its end.
-            return min(next(self.counts, 1), num_new)
-        if self.rate is None:
-            return None
-        # Rounding the clip's total, not every window's share of it, keeps the rate true over many windows.
-        return min(max(round(self.rate * (self.num_seen + num_new)) - self.num_kept, 1), num_new)
-
-    def check_length(self, length: int):
-        if self.expected_length not in (None, length):
-            raise ValueError(
-                f"{self.name}: {length} frames were read of {self.expected_length} counted, so `num_frames` could not"
-                " be shared out; `rate` needs no count."
-            )
-
-
-def distribute_frames(num_frames: int, lengths: list[int], name: str = "the clip") -> list[int]:
-    r"""Shares out a budget of frames among windows by their lengths, by largest remainder and at least one each.
-
-    Args:
-        num_frames: The budget.
-        lengths: Frames of every window.
-        name: What to call the clip in messages.
-    """
-    total = sum(lengths)
-    if not len(lengths) <= num_frames <= total:
-        raise ValueError(
-            f"{name}: `num_frames` must be from {len(lengths)}, one for each window, to the clip's {total} frames,"
-            f" got {num_frames}."
-        )
-    shares = [num_frames * length / total for length in lengths]
-    counts = [max(int(share), 1) for share in shares]
-    by_remainder = sorted(range(len(lengths)), key=lambda window: counts[window] - shares[window])
-    for window in by_remainder[: num_frames - sum(counts)]:
-        counts[window] += 1
-    return counts
-
-
 def compression_statistics(compressed: CompressedVideo) -> dict[str, Any]:
     r"""`CompressedVideo.statistics` of a clip and its `value_ratio`, pixel values per latent value."""
     return compressed.statistics() | {"value_ratio": 3 / compressed.values_per_pixel}
@@ -611,6 +519,16 @@ def _resize(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
     images = frames.transpose(1, 2).flatten(0, 1).float()  # (B * T, C, H, W)
     images = F.interpolate(images, (height, width), mode="bicubic", antialias=True).clamp(-1, 1)
     return images.unflatten(0, (frames.shape[0], frames.shape[2])).transpose(1, 2)
+
+
+def _tiled(windows: Iterator[Any], vae: FrameSelectVAE, tile: TileLayout | None) -> Iterator[Any]:
+    """What the model yields with its tiling set; while nothing is computed the model is as it was."""
+    while True:
+        with _tiling(vae, tile):
+            window = next(windows, None)
+        if window is None:
+            return
+        yield window
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from diffusers_vidvae.autoencoders.memory import MemoryPlan, is_out_of_memory, l
 from diffusers_vidvae.autoencoders.streams import EncodedPiece, LatentPiece, open_stream, rechunk
 from diffusers_vidvae.media.transforms import to_pixels
 from diffusers_vidvae.metrics import ClipMetrics, PerceptualMetric, evaluate_clip
-from diffusers_vidvae.models.frame_select_vae import SELECTION_MODES
+from diffusers_vidvae.models.frame_selection import SELECTION_MODES
 
 from .clip_source import ClipInput
 from .pipeline_output import ReconstructedFile, VideoReconstructionPipelineOutput

@@ -7,12 +7,11 @@ influence each other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
@@ -20,13 +19,22 @@ from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput, D
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
-from torch import nn
 
-from .factored_attention import FactoredAttentionBlock, RotaryEmbedding
+from .clip_windows import clip_windows, cut_clip, join_windows, stack_padded, stream_windows
+from .factored_attention import RotaryEmbedding
+from .frame_fill import ChannelCycle, FillToken, InterpolatedFill
+from .frame_select_coders import FrameSelectDecoder, FrameSelectEncoder
+from .frame_selection import (
+    FrameSelector,
+    PackedFrames,
+    check_frame_mask,
+    check_masks,
+    check_selection,
+    pack_frames,
+    select_frames,
+    unpack_frames,
+)
 from .tiling import TileBlend, TileGrid
-
-
-SELECTION_MODES = ("systematic", "threshold", "bernoulli", "top_k", "uniform")
 
 
 @dataclass
@@ -61,388 +69,6 @@ class FrameSelectOutput(BaseOutput):
     keep_probs: torch.Tensor
     keep_mask: torch.Tensor
     keep_logits: torch.Tensor
-
-
-@dataclass
-class PackedFrames(BaseOutput):
-    r"""The kept latent frames of each clip, moved to the front.
-
-    Args:
-        latents: `(batch, latent_channels, kept, height, width)`; 0 in slots beyond a clip's own count.
-        gaps: int64 `(batch, kept)`: the first kept frame's index, then the distance to the previous kept frame.
-        mask: bool `(batch, kept)`; True where a slot holds a frame.
-        num_frames: Length of each clip, int64 `(batch,)`.
-    """
-
-    latents: torch.Tensor
-    gaps: torch.Tensor
-    mask: torch.Tensor
-    num_frames: torch.Tensor
-
-
-class ClipWindow(NamedTuple):
-    """Frames `start` to `stop` of a clip, of which those from `first_new` on are not in the window before."""
-
-    start: int
-    stop: int
-    first_new: int
-
-
-def clip_windows(num_frames: int, clip_num_frames: int) -> list[ClipWindow]:
-    r"""Cuts a clip into windows of `clip_num_frames`; the last one reaches back so that it is full."""
-    windows = []
-    for first_new in range(0, num_frames, clip_num_frames):
-        stop = min(first_new + clip_num_frames, num_frames)
-        windows.append(ClipWindow(max(stop - clip_num_frames, 0), stop, first_new))
-    return windows
-
-
-class PatchEmbed(nn.Module):
-    r"""Frames to tokens; a patch's pixels are laid out `(row, column, channel)`."""
-
-    def __init__(self, patch_size: int, in_channels: int, hidden_size: int, patch_norm: bool):
-        super().__init__()
-        patch_dim = in_channels * patch_size**2
-        self.patch_size = patch_size
-        self.norm = nn.LayerNorm(patch_dim, eps=1e-6) if patch_norm else nn.Identity()
-        self.proj = nn.Linear(patch_dim, hidden_size)
-
-    def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        patches = frames.unflatten(4, (-1, self.patch_size)).unflatten(3, (-1, self.patch_size))  # (B,C,T,h,p,w,p)
-        patches = patches.permute(0, 2, 3, 5, 4, 6, 1).flatten(4, 6).flatten(2, 3)  # (B, T, N, p * p * C)
-        return self.proj(self.norm(patches))  # (B, T, N, D)
-
-
-class PatchUnembed(nn.Module):
-    r"""Tokens to full-resolution features; a token's features are laid out `(row, column, channel, feature)`."""
-
-    def __init__(self, patch_size: int, out_channels: int, hidden_size: int, unpatch_channels: int):
-        super().__init__()
-        self.patch_size = patch_size
-        self.linear = nn.Linear(hidden_size, hidden_size)
-        self.upsample = nn.Linear(hidden_size, out_channels * patch_size**2 * unpatch_channels)
-
-    def forward(self, tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        features = self.upsample(self.linear(tokens))  # (B, T, N, p * p * C * u)
-        features = features.unflatten(3, (self.patch_size, self.patch_size, -1))
-        features = features.unflatten(2, (height, width))  # (B, T, h, w, p, p, C * u)
-        features = features.permute(0, 6, 1, 2, 4, 3, 5)  # (B, C * u, T, h, p, w, p)
-        return features.flatten(5, 6).flatten(3, 4)  # (B, C * u, T, H, W)
-
-
-class LatentKeepHead(nn.Module):
-    r"""Keep logit of a frame from its latent mean, by a weight for every token position."""
-
-    def __init__(self, latent_channels: int, num_tokens: int):
-        super().__init__()
-        self.token_proj = nn.Linear(latent_channels, 1)
-        self.frame_proj = nn.Linear(num_tokens, 1)
-
-    def forward(self, tokens: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-        scores = self.token_proj(mean).squeeze(-1)  # (B, T, N)
-        return self.frame_proj(scores).squeeze(-1).float() + 1  # (B, T)
-
-
-class PooledKeepHead(nn.Module):
-    r"""Keep logit of a frame from the mean and root mean square of its tokens, whatever their number.
-
-    `trunk_gradient_scale` multiplies the gradient that reaches the tokens, so that a training loop can keep the noise
-    of a policy gradient out of the trunk.
-    """
-
-    trunk_gradient_scale: float = 1.0
-
-    def __init__(self, hidden_size: int):
-        super().__init__()
-        self.norm = nn.LayerNorm(hidden_size, eps=1e-6)
-        self.linear_1 = nn.Linear(2 * hidden_size, hidden_size)
-        self.linear_2 = nn.Linear(hidden_size, 1)
-
-    def forward(self, tokens: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-        if self.trunk_gradient_scale != 1.0:
-            tokens = tokens.detach() + self.trunk_gradient_scale * (tokens - tokens.detach())
-        tokens = self.norm(tokens)
-        mean_square = tokens.float().square().mean(dim=2)  # (B, T, D)
-        pooled = torch.cat([tokens.mean(dim=2), (mean_square + 1e-6).sqrt().to(tokens.dtype)], dim=-1)
-        return self.linear_2(F.silu(self.linear_1(pooled))).squeeze(-1).float()  # (B, T)
-
-
-class ChannelCycle(nn.Module):
-    r"""Takes turns in what the last latent channels of a frame carry.
-
-    Of the channels of a token, the first are sent with every frame. The rest form `length` groups of `channels`, and
-    frame t sends group `t % length` in the last channels of its latent: what changes slowly needs no place in every
-    frame, so that detail gets more numbers where frames resemble each other.
-
-    Args:
-        latent_channels: Channels of a frame's latent.
-        channels: Last channels of the latent that the groups share; 0 for none.
-        length: Number of groups, in frames.
-    """
-
-    def __init__(self, latent_channels: int, channels: int, length: int):
-        super().__init__()
-        self.latent_channels = latent_channels
-        self.channels = channels
-        self.length = length if channels else 0
-        self.constant_channels = latent_channels - channels
-        self.num_channels = self.constant_channels + self.length * channels
-        self.num_fill_features = 2 * self.num_channels + 2 * (1 + self.length)
-
-    def send(self, values: torch.Tensor, first_frame: int) -> torch.Tensor:
-        """Picks of all channels `(B, T, N, num_channels)` those that every frame sends, `(B, T, N, C)`."""
-        if not self.channels:
-            return values
-        constant, cycled = values.split([self.constant_channels, self.length * self.channels], dim=-1)
-        turns = self.turns(values.shape[1], first_frame, values.device)
-        groups = cycled.unflatten(-1, (self.length, self.channels))  # (B, T, N, length, channels)
-        sent = groups[:, torch.arange(values.shape[1], device=values.device), :, turns]  # (T, B, N, channels)
-        return torch.cat([constant, sent.transpose(0, 1)], dim=-1)
-
-    def turns(self, num_frames: int, first_frame: int, device: torch.device) -> torch.Tensor:
-        """The group that each frame sends, int64 `(T,)`."""
-        return (first_frame + torch.arange(num_frames, device=device)) % self.length
-
-
-class FrameSelectEncoder(nn.Module):
-    r"""Pixels to latent mean, log-variance and keep logits, all frames of a clip seeing each other."""
-
-    _gradient_checkpointing_func: Callable[..., torch.Tensor]
-
-    def __init__(
-        self,
-        patch_embed: PatchEmbed,
-        blocks: list[FactoredAttentionBlock],
-        hidden_size: int,
-        cycle: ChannelCycle,
-        keep_head: nn.Module,
-    ):
-        super().__init__()
-        self.patch_embed = patch_embed
-        self.transformer_blocks = nn.ModuleList(blocks)
-        self.cycle = cycle
-        self.to_mean = nn.Linear(hidden_size, cycle.num_channels)
-        self.to_variance = nn.Linear(hidden_size, cycle.latent_channels)
-        self.keep_head = keep_head
-        self.gradient_checkpointing = False
-        # A standard deviation near 0.1 lets a fresh decoder see the latents through the noise.
-        nn.init.zeros_(self.to_variance.weight)
-        nn.init.constant_(self.to_variance.bias, -4.5)
-
-    def forward(
-        self,
-        frames: torch.Tensor,
-        temporal_rotary_emb: tuple[torch.Tensor, torch.Tensor],
-        spatial_rotary_emb: tuple[torch.Tensor, torch.Tensor],
-        frame_mask: torch.Tensor | None = None,
-        first_frame: int = 0,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        tokens = self.patch_embed(frames)  # (B, T, N, D)
-        for block in self.transformer_blocks:
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                tokens = self._gradient_checkpointing_func(
-                    block, tokens, temporal_rotary_emb, spatial_rotary_emb, frame_mask
-                )
-            else:
-                tokens = block(tokens, temporal_rotary_emb, spatial_rotary_emb, frame_mask)
-
-        mean = self.cycle.send(self.to_mean(tokens), first_frame)  # (B, T, N, C)
-        variance = F.softplus(self.to_variance(tokens).float()) + 1e-6
-        keep_logits = self.keep_head(tokens, mean)  # (B, T)
-        parameters = torch.cat([mean, variance.log().to(mean.dtype)], dim=-1)  # (B, T, N, 2 * C)
-        return parameters, keep_logits
-
-
-class FillToken(nn.Module):
-    r"""Puts one learned token in the place of every latent of a dropped frame."""
-
-    def __init__(self, latent_channels: int):
-        super().__init__()
-        self.weight = nn.Parameter(0.02 * torch.randn(latent_channels))
-
-    def forward(self, latents: torch.Tensor, keep_mask: torch.Tensor, first_frame: int = 0) -> torch.Tensor:
-        token = self.weight.to(latents.dtype)[:, None, None, None]
-        return torch.where(keep_mask[:, None, :, None, None], latents, token)  # (B, C, T, h, w)
-
-
-class InterpolatedFill(nn.Module):
-    r"""Puts the blend of the neighbouring kept latents in the place of what a frame does not send.
-
-    Every group of channels is blended between the frames that send it, weighted by distance, and held beyond the first
-    and the last of them. The result also has the change from the frame before to the frame after, and the nearness
-    `1 / (1 + frames)` of both, 0 where there is none.
-    """
-
-    def __init__(self, cycle: ChannelCycle):
-        super().__init__()
-        self.cycle = cycle
-
-    def forward(self, latents: torch.Tensor, keep_mask: torch.Tensor, first_frame: int = 0) -> torch.Tensor:
-        constant, cycled = latents.split([self.cycle.constant_channels, self.cycle.channels], dim=1)
-        groups = [self._interpolate(constant, keep_mask)]
-        if self.cycle.channels:
-            turns = self.cycle.turns(latents.shape[2], first_frame, latents.device)
-            groups += [self._interpolate(cycled, keep_mask & (turns == turn)) for turn in range(self.cycle.length)]
-        blends, changes, nearness = zip(*groups, strict=True)
-        distances = torch.cat(nearness, dim=1)[..., None, None].expand(-1, -1, -1, *latents.shape[3:])
-        return torch.cat([*blends, *changes, distances.to(latents.dtype)], dim=1)  # (B, num_fill_features, T, h, w)
-
-    def _interpolate(
-        self, latents: torch.Tensor, known: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Blend and change of latents `(B, C, T, h, w)` that are known where `(B, T)` says; nearness `(B, 2, T)`."""
-        num_frames = known.shape[1]
-        time = torch.arange(num_frames, device=known.device)
-        before = torch.where(known, time, -1).cummax(dim=1).values  # (B, T)
-        after = torch.where(known, time, num_frames).flip(1).cummin(dim=1).values.flip(1)
-        nearness = torch.stack([(before >= 0) / (1 + time - before), (after < num_frames) / (1 + after - time)], dim=1)
-        before, after = torch.where(before < 0, after, before), torch.where(after == num_frames, before, after)
-        weight = (time - before) / (after - before).clamp(min=1)
-        # Zeros stand for channels that no frame of the window sends.
-        latents = torch.where(known[:, None, :, None, None], latents, 0)
-        earlier, later = (self._frames(latents, index.clamp(0, num_frames - 1)) for index in (before, after))
-        change = later - earlier
-        return earlier + weight.to(latents.dtype)[:, None, :, None, None] * change, change, nearness
-
-    @staticmethod
-    def _frames(latents: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        return latents.gather(2, index[:, None, :, None, None].expand_as(latents))
-
-
-class ConvNormAct(nn.Module):
-    r"""3x3x3 convolution, group norm over a clip (or over each frame) and SiLU."""
-
-    def __init__(self, in_channels: int, out_channels: int, norm_per_frame: bool):
-        super().__init__()
-        self.conv = nn.Conv3d(in_channels, out_channels, kernel_size=3, padding=1)
-        self.norm = nn.GroupNorm(min(8, out_channels), out_channels, eps=1e-6)
-        self.norm_per_frame = norm_per_frame
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.conv(hidden_states)  # (B, C, T, H, W)
-        if self.norm_per_frame:
-            frames = hidden_states.transpose(1, 2)
-            hidden_states = self.norm(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).transpose(1, 2)
-        else:
-            hidden_states = self.norm(hidden_states)
-        return F.silu(hidden_states)
-
-
-class RefinerDownBlock(nn.Module):
-    r"""Two convolutions, whose result is both handed across and halved in height and width."""
-
-    def __init__(self, in_channels: int, out_channels: int, norm_per_frame: bool):
-        super().__init__()
-        self.conv1 = ConvNormAct(in_channels, out_channels, norm_per_frame)
-        self.conv2 = ConvNormAct(out_channels, out_channels, norm_per_frame)
-
-    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        skip = self.conv2(self.conv1(hidden_states))  # (B, C, T, H, W)
-        return F.max_pool3d(skip, kernel_size=(1, 2, 2)), skip
-
-
-class RefinerUpBlock(nn.Module):
-    r"""Doubles height and width and joins what the down block handed across."""
-
-    def __init__(self, in_channels: int, out_channels: int, norm_per_frame: bool):
-        super().__init__()
-        self.upsample = nn.ConvTranspose3d(in_channels, out_channels, kernel_size=(1, 2, 2), stride=(1, 2, 2))
-        self.conv1 = ConvNormAct(2 * out_channels, out_channels, norm_per_frame)
-        self.conv2 = ConvNormAct(out_channels, out_channels, norm_per_frame)
-
-    def forward(self, hidden_states: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-        hidden_states = torch.cat([self.upsample(hidden_states), skip], dim=1)  # (B, 2 * C, T, 2 * H, 2 * W)
-        return self.conv2(self.conv1(hidden_states))
-
-
-class Refiner(nn.Module):
-    r"""3D U-Net at full resolution that adds what patches cannot show: seams, motion, fine detail."""
-
-    def __init__(self, in_channels: int, out_channels: int, base_channels: int, levels: int, norm_per_frame: bool):
-        super().__init__()
-        widths = [base_channels * 2**level for level in range(levels + 1)]
-        self.patch_mixer = nn.Conv3d(in_channels, in_channels, kernel_size=(3, 7, 7), padding=(1, 3, 3))
-        self.down_blocks = nn.ModuleList(
-            RefinerDownBlock(width_in, width_out, norm_per_frame)
-            for width_in, width_out in zip([in_channels, *widths], widths[:-1], strict=False)
-        )
-        self.mid_conv1 = ConvNormAct(widths[-2], widths[-1], norm_per_frame)
-        self.mid_conv2 = ConvNormAct(widths[-1], widths[-1], norm_per_frame)
-        self.up_blocks = nn.ModuleList(
-            RefinerUpBlock(width_in, width_out, norm_per_frame)
-            for width_in, width_out in zip(widths[:0:-1], widths[-2::-1], strict=True)
-        )
-        self.conv_out = nn.Conv3d(base_channels, out_channels, kernel_size=1)
-        # A fresh refiner adds nothing.
-        for parameter in self.conv_out.parameters():
-            nn.init.zeros_(parameter)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        # Few channels at full resolution: convolutions run faster with the channels innermost.
-        features = features.contiguous(memory_format=torch.channels_last_3d)
-        hidden_states = self.patch_mixer(features)  # (B, C, T, H, W)
-        skips = []
-        for block in self.down_blocks:
-            hidden_states, skip = block(hidden_states)
-            skips.append(skip)
-        hidden_states = self.mid_conv2(self.mid_conv1(hidden_states))
-        for block in self.up_blocks:
-            hidden_states = block(hidden_states, skips.pop())
-        return self.conv_out(hidden_states)
-
-
-class FrameSelectDecoder(nn.Module):
-    r"""Latents, with the fill token in the place of dropped frames, to pixels."""
-
-    _gradient_checkpointing_func: Callable[..., torch.Tensor]
-
-    def __init__(
-        self,
-        blocks: list[FactoredAttentionBlock],
-        patch_unembed: PatchUnembed,
-        refiner: Refiner | None,
-        fill_channels: int,
-        hidden_size: int,
-        unpatched_channels: int,
-        out_channels: int,
-    ):
-        super().__init__()
-        self.proj_in = nn.Linear(fill_channels, hidden_size)
-        self.transformer_blocks = nn.ModuleList(blocks)
-        self.patch_unembed = patch_unembed
-        self.to_pixels = nn.Linear(unpatched_channels, out_channels)
-        self.refiner = refiner
-        self.gradient_checkpointing = False
-
-    def forward(
-        self,
-        latents: torch.Tensor,
-        temporal_rotary_emb: tuple[torch.Tensor, torch.Tensor],
-        spatial_rotary_emb: tuple[torch.Tensor, torch.Tensor],
-        frame_mask: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        height, width = latents.shape[3:]
-        tokens = self.proj_in(latents.flatten(3).permute(0, 2, 3, 1))  # (B, T, N, D)
-        for block in self.transformer_blocks:
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                tokens = self._gradient_checkpointing_func(
-                    block, tokens, temporal_rotary_emb, spatial_rotary_emb, frame_mask
-                )
-            else:
-                tokens = block(tokens, temporal_rotary_emb, spatial_rotary_emb, frame_mask)
-
-        if frame_mask is None:
-            return self.refine(self.patch_unembed(tokens, height, width))  # (B, C, T, H, W)
-        # Convolutions and norms mix frames, so each clip is refined at its own length.
-        clips = [
-            self.refine(self.patch_unembed(tokens[clip : clip + 1, :length], height, width))
-            for clip, length in enumerate(frame_mask.sum(dim=1).tolist())
-        ]
-        return _stack_padded(clips, tokens.shape[1])
-
-    def refine(self, features: torch.Tensor) -> torch.Tensor:
-        frames = self.to_pixels(features.movedim(1, -1)).movedim(-1, 1)  # (B, C, T, H, W)
-        return frames if self.refiner is None else frames + self.refiner(features)
 
 
 class FrameSelectVAE(
@@ -551,38 +177,41 @@ class FrameSelectVAE(
             raise ValueError(f"`cycle_length` must be at least 1, got {cycle_length}.")
 
         hidden_size = hidden_size or in_channels * patch_size**2
-        num_tokens = (sample_size // patch_size) ** 2
         self.spatial_compression_ratio = patch_size
         self.temporal_compression_ratio = 1
 
-        def make_blocks(num_layers: int) -> list[FactoredAttentionBlock]:
-            arguments = (hidden_size, num_attention_heads, attention_head_dim, ff_inner_dim)
-            return [FactoredAttentionBlock(*arguments) for _ in range(num_layers)]
-
-        cycle = ChannelCycle(latent_channels, cycle_channels, cycle_length)
         self.temporal_rope = RotaryEmbedding(attention_head_dim)
         self.spatial_rope = RotaryEmbedding(attention_head_dim, rope_type)
         self.encoder = FrameSelectEncoder(
-            PatchEmbed(patch_size, in_channels, hidden_size, patch_norm),
-            make_blocks(num_encoder_layers),
+            in_channels,
+            patch_size,
+            patch_norm,
             hidden_size,
-            cycle,
-            LatentKeepHead(latent_channels, num_tokens) if keep_head == "latent" else PooledKeepHead(hidden_size),
+            num_encoder_layers,
+            num_attention_heads,
+            attention_head_dim,
+            ff_inner_dim,
+            latent_channels,
+            cycle_channels,
+            cycle_length,
+            keep_head,
+            num_tokens=(sample_size // patch_size) ** 2,
         )
-        unpatched_channels = in_channels * unpatch_channels
-        refiner = None
-        if refiner_levels:
-            refiner = Refiner(
-                unpatched_channels, in_channels, refiner_channels, refiner_levels, refiner_norm == "frame"
-            )
+        cycle = ChannelCycle(latent_channels, cycle_channels, cycle_length)
+        self.fill_token = InterpolatedFill(cycle) if fill == "interpolate" else FillToken(latent_channels)
         self.decoder = FrameSelectDecoder(
-            make_blocks(num_decoder_layers),
-            PatchUnembed(patch_size, in_channels, hidden_size, unpatch_channels),
-            refiner,
             cycle.num_fill_features if fill == "interpolate" else latent_channels,
             hidden_size,
-            unpatched_channels,
+            num_decoder_layers,
+            num_attention_heads,
+            attention_head_dim,
+            ff_inner_dim,
             in_channels,
+            patch_size,
+            unpatch_channels,
+            refiner_channels,
+            refiner_levels,
+            refiner_norm,
         )
         self.fill_token = InterpolatedFill(cycle) if fill == "interpolate" else FillToken(latent_channels)
 
@@ -647,9 +276,9 @@ class FrameSelectVAE(
             ValueError: The shape does not fit the model, or a mask does not fit the clips.
         """
         self._check_sample(sample)
-        frame_mask = self._check_frame_mask(frame_mask, sample.shape[0], sample.shape[2])
+        frame_mask = check_frame_mask(frame_mask, sample.shape[0], sample.shape[2])
 
-        parameters, keep_logits = self._map_clips(self._encode_clips, sample, frame_mask)
+        parameters, keep_logits = self._map_clips(self._encode_windows, sample, frame_mask=frame_mask)
         keep_probs = keep_logits.sigmoid()
         if frame_mask is not None:
             parameters = parameters * frame_mask[:, None, :, None, None]
@@ -661,20 +290,44 @@ class FrameSelectVAE(
             return latent_dist, keep_probs, keep_logits
         return FrameSelectEncoderOutput(latent_dist=latent_dist, keep_probs=keep_probs, keep_logits=keep_logits)
 
-    def _encode_clips(
-        self, sample: torch.Tensor, frame_mask: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encodes clips window by window; windows never see each other."""
-        if sample.shape[2] <= self.config.clip_num_frames:
-            return self._encode_window(sample, frame_mask)
-        parameters, keep_logits = [], []
-        for window in clip_windows(sample.shape[2], self.config.clip_num_frames):
-            window_parameters, window_logits = self._encode_window(
-                sample[:, :, window.start : window.stop], first_frame=window.start
+    @apply_forward_hook
+    @torch.no_grad()
+    def encode_stream(
+        self, pieces: Iterable[torch.Tensor], clip_num_frames: int | None = None
+    ) -> Iterator[FrameSelectEncoderOutput]:
+        r"""Encodes a clip that arrives in pieces, window by window, in memory that does not grow with its length.
+
+        Args:
+            pieces: Consecutive frames in [-1, 1], `(batch, channels, t, height, width)`, any number in each.
+            clip_num_frames: Length of the windows, at most `max_num_frames`; by default the model's.
+
+        Yields:
+            What `encode` gives for the new frames of every window, which are those of one window each but for the
+            last; put together, those of `encode`.
+
+        Raises:
+            ValueError: The shape of a piece does not fit the model or the other pieces, or windows are too long.
+        """
+        clip_num_frames = self._check_clip_num_frames(clip_num_frames)
+        checked = ((self._check_sample(piece),) for piece in pieces)
+        for parameters, keep_logits in self._encode_windows(checked, clip_num_frames):
+            yield FrameSelectEncoderOutput(
+                latent_dist=DiagonalGaussianDistribution(parameters),
+                keep_probs=keep_logits.sigmoid(),
+                keep_logits=keep_logits,
             )
-            parameters.append(window_parameters[:, :, window.first_new - window.start :])
-            keep_logits.append(window_logits[:, window.first_new - window.start :])
-        return torch.cat(parameters, dim=2), torch.cat(keep_logits, dim=1)
+
+    def _encode_windows(
+        self,
+        pieces: Iterable[tuple[torch.Tensor]],
+        clip_num_frames: int,
+        frame_mask: torch.Tensor | None = None,
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Parameters and keep logits of every window's new frames; `frame_mask` is that of a single window."""
+        for window, (sample,) in stream_windows(pieces, clip_num_frames):
+            parameters, keep_logits = self._encode_window(sample, frame_mask, window.start)
+            num_seen = window.first_new - window.start
+            yield parameters[:, :, num_seen:], keep_logits[:, num_seen:]
 
     def _encode_window(
         self, sample: torch.Tensor, frame_mask: torch.Tensor | None = None, first_frame: int = 0
@@ -725,7 +378,9 @@ class FrameSelectVAE(
         threshold: float = 0.5,
         generator: torch.Generator | list[torch.Generator] | None = None,
     ) -> torch.Tensor:
-        r"""Chooses the frames to keep: at least one of every clip, never padding.
+        r"""Chooses the frames to keep: at least one of every window, never padding.
+
+        Clips longer than `clip_num_frames` are chosen from window by window, as `select_stream` does.
 
         Args:
             keep_probs: `(batch, frames)`, as `encode` gives them.
@@ -733,7 +388,7 @@ class FrameSelectVAE(
             mode: `"systematic"` keeps K frames at the mid-quantiles `(i + 1/2) / K` of the cumulative probability,
                 at randomly shifted quantiles with a `generator`; `"top_k"` the K most probable frames; `"uniform"` K
                 evenly spaced ones; `"threshold"` all above `threshold`; `"bernoulli"` each with its own probability.
-            num_frames: K, at least 1 and at most the shortest clip's length.
+            num_frames: K, at least the number of a clip's windows and at most the shortest clip's length.
             rate: K as a fraction of a clip's length, in (0, 1]. With neither, K is the rounded sum of probabilities.
             threshold: Probability, in [0, 1], above which `"threshold"` keeps a frame.
             generator: Source of randomness; a list gives every clip its own.
@@ -745,33 +400,72 @@ class FrameSelectVAE(
             ValueError: An unknown mode, a shape or threshold that does not fit, or a count that a clip or the mode
                 does not allow.
         """
-        if mode not in SELECTION_MODES:
-            raise ValueError(f"`mode` must be one of {SELECTION_MODES}, got {mode!r}.")
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"`threshold` must be in [0, 1], got {threshold}.")
+        check_selection(mode, num_frames, rate, threshold)
         if keep_probs.ndim != 2:
             raise ValueError(f"`keep_probs` must have shape (batch, frames), got {tuple(keep_probs.shape)}.")
-        checked_mask = self._check_frame_mask(frame_mask, *keep_probs.shape)
+        batch_size, total_frames = keep_probs.shape
+        checked_mask = check_frame_mask(frame_mask, batch_size, total_frames)
         mask = torch.ones_like(keep_probs, dtype=torch.bool) if checked_mask is None else checked_mask
-        probs = keep_probs.float() * mask
+        if total_frames <= self.config.clip_num_frames:
+            return select_frames(keep_probs, mask, mode, num_frames, rate, threshold, generator)
 
-        if mode in ("threshold", "bernoulli"):
-            if num_frames is not None or rate is not None:
-                raise ValueError(f"`num_frames` and `rate` do not apply to mode {mode!r}, which sets its own count.")
-            is_bernoulli = mode == "bernoulli"
-            level = _uniform_noise(probs.shape, generator, probs.device) if is_bernoulli else threshold
-            keep_mask = (probs > level) & mask
-            most_probable = F.one_hot(probs.masked_fill(~mask, -1).argmax(dim=1), probs.shape[1]).bool()
-            return torch.where(keep_mask.any(dim=1, keepdim=True), keep_mask, most_probable)
+        options = {"mode": mode, "num_frames": num_frames, "rate": rate, "threshold": threshold}
+        generators = generator if isinstance(generator, list) else [generator] * batch_size
+        if len(generators) != batch_size:
+            raise ValueError(
+                f"A list of generators must have one for each of the {batch_size} clips, got {len(generators)}."
+            )
+        keep_masks = [
+            self._select_long(keep_probs[clip : clip + 1, :length], generators[clip], options)
+            for clip, length in enumerate(mask.sum(dim=1).tolist())
+        ]
+        return stack_padded(keep_masks, total_frames)
 
-        counts = _kept_counts(probs, mask, num_frames, rate)
-        if mode == "top_k":
-            ranks = probs.masked_fill(~mask, -1).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-            return ranks < counts[:, None]
-        if mode == "uniform":
-            return _systematic_mask(mask.float(), mask, counts)
-        offsets = None if generator is None else _uniform_noise((len(probs), 1), generator, probs.device)
-        return _systematic_mask(probs, mask, counts, offsets)
+    def _select_long(
+        self, keep_probs: torch.Tensor, generator: torch.Generator | None, options: dict[str, Any]
+    ) -> torch.Tensor:
+        """Keep mask `(1, frames)` of a clip of several windows."""
+        num_frames = keep_probs.shape[1]
+        selector = FrameSelector(self.config.clip_num_frames, **options, generator=generator, total_frames=num_frames)
+        windows = clip_windows(num_frames, self.config.clip_num_frames)
+        return torch.cat([selector.select(keep_probs[:, window.first_new : window.stop]) for window in windows], dim=1)
+
+    @torch.no_grad()
+    def select_stream(
+        self,
+        encoded: Iterable[FrameSelectEncoderOutput],
+        mode: str = "systematic",
+        num_frames: int | None = None,
+        rate: float | None = None,
+        threshold: float = 0.5,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        total_frames: int | None = None,
+        clip_num_frames: int | None = None,
+    ) -> Iterator[tuple[FrameSelectEncoderOutput, torch.Tensor]]:
+        r"""Chooses the frames to keep of a clip that is encoded window by window, at least one in every window.
+
+        Args:
+            encoded: What `encode_stream` yields.
+            mode: As for `select_frames`, window by window.
+            num_frames: Frames to keep of the whole clip, shared out among its windows by their lengths.
+            rate: Share of the frames to keep of the whole clip, in (0, 1]. With neither, as many of every window as
+                its keep probabilities add up to.
+            threshold: As for `select_frames`.
+            generator: As for `select_frames`.
+            total_frames: Length of the clip, needed for `num_frames`.
+            clip_num_frames: Length of the windows, if `encode_stream` was given another than the model's.
+
+        Yields:
+            What was encoded, as it came, and its keep mask, bool `(batch, frames)`.
+
+        Raises:
+            ValueError: As for `select_frames`; or the clip, once at its end, had another length than `total_frames`.
+        """
+        clip_num_frames = self._check_clip_num_frames(clip_num_frames)
+        selector = FrameSelector(clip_num_frames, mode, num_frames, rate, threshold, generator, total_frames)
+        for output in encoded:
+            yield output, selector.select(output.keep_probs)
+        selector.check_length()
 
     def pack_frames(
         self, latents: torch.Tensor, keep_mask: torch.Tensor, frame_mask: torch.Tensor | None = None
@@ -786,18 +480,8 @@ class FrameSelectVAE(
         Raises:
             ValueError: A mask has another shape, or keeps no frame of a clip.
         """
-        batch_size, _, num_frames = latents.shape[:3]
-        keep_mask, checked_mask = self._check_masks(keep_mask, frame_mask, batch_size, num_frames)
-        counts = keep_mask.sum(dim=1)
-        num_kept = int(counts.max())
-        positions = keep_mask.int().argsort(dim=1, descending=True, stable=True)[:, :num_kept]  # (B, K)
-        mask = torch.arange(num_kept, device=latents.device) < counts[:, None]
-
-        index = positions[:, None, :, None, None].expand(-1, latents.shape[1], -1, *latents.shape[3:])
-        packed = latents.gather(2, index) * mask[:, None, :, None, None].to(latents.dtype)
-        gaps = positions.diff(dim=1, prepend=positions.new_zeros(batch_size, 1)) * mask
-        lengths = positions.new_full((batch_size,), num_frames) if checked_mask is None else checked_mask.sum(dim=1)
-        return PackedFrames(latents=packed, gaps=gaps, mask=mask, num_frames=lengths)
+        keep_mask, checked_mask = check_masks(keep_mask, frame_mask, latents.shape[0], latents.shape[2])
+        return pack_frames(latents, keep_mask, checked_mask)
 
     def unpack_frames(self, packed: PackedFrames) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         r"""Inverse of `pack_frames` on kept frames; dropped frames come back as zeros.
@@ -808,23 +492,7 @@ class FrameSelectVAE(
         Raises:
             ValueError: Gaps lead beyond the end of their clip.
         """
-        num_frames = int(packed.num_frames.max())
-        positions = packed.gaps.cumsum(dim=1)
-        out_of_range = packed.mask & (positions >= packed.num_frames[:, None])
-        if out_of_range.any():
-            raise ValueError(
-                f"`gaps` lead to frame {int(positions[out_of_range].max())} of a clip of"
-                f" {packed.num_frames.tolist()} frames."
-            )
-        # Empty slots are written behind the last frame and cut off.
-        positions = positions.masked_fill(~packed.mask, num_frames)
-        batch_size, channels, _, height, width = packed.latents.shape
-        index = positions[:, None, :, None, None].expand(-1, channels, -1, height, width)
-        latents = packed.latents.new_zeros(batch_size, channels, num_frames + 1, height, width)
-        latents = latents.scatter(2, index, packed.latents)[:, :, :-1]
-        keep_mask = packed.mask.new_zeros(batch_size, num_frames + 1).scatter(1, positions, True)[:, :-1]
-        frame_mask = torch.arange(num_frames, device=positions.device) < packed.num_frames[:, None]
-        return latents, keep_mask, frame_mask
+        return unpack_frames(packed)
 
     # Decoding
 
@@ -855,34 +523,58 @@ class FrameSelectVAE(
         self._check_latents(latents)
         if keep_mask is None:
             keep_mask = torch.ones(latents.shape[0], latents.shape[2], dtype=torch.bool, device=latents.device)
-        keep_mask, frame_mask = self._check_masks(keep_mask, frame_mask, latents.shape[0], latents.shape[2])
-        (sample,) = self._map_clips(self._decode_clips, latents.to(self.dtype), frame_mask, keep_mask)
+        keep_mask, frame_mask = check_masks(keep_mask, frame_mask, latents.shape[0], latents.shape[2])
+        (sample,) = self._map_clips(self._decode_windows, latents, keep_mask, frame_mask=frame_mask)
         if frame_mask is not None:
             sample = sample * frame_mask[:, None, :, None, None]
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
-    def _decode_clips(
-        self, latents: torch.Tensor, frame_mask: torch.Tensor | None, keep_mask: torch.Tensor
-    ) -> tuple[torch.Tensor]:
-        """Decodes clips window by window; windows never see each other."""
-        if latents.shape[2] <= self.config.clip_num_frames:
-            return (self._decode_window(latents, frame_mask, keep_mask),)
-        frames = []
-        for window in clip_windows(latents.shape[2], self.config.clip_num_frames):
-            window_frames = self._decode_window(
-                latents[:, :, window.start : window.stop],
-                None,
-                keep_mask[:, window.start : window.stop],
-                first_frame=window.start,
-            )
-            frames.append(window_frames[:, :, window.first_new - window.start :])
-        return (torch.cat(frames, dim=2),)
+    @apply_forward_hook
+    @torch.no_grad()
+    def decode_stream(
+        self, pieces: Iterable[tuple[torch.Tensor, torch.Tensor]], clip_num_frames: int | None = None
+    ) -> Iterator[torch.Tensor]:
+        r"""Decodes a clip that arrives in pieces, window by window, in memory that does not grow with its length.
+
+        Args:
+            pieces: Latents and keep masks of consecutive frames, `(batch, latent_channels, t, height, width)` and
+                bool `(batch, t)`, any number in each; latents of dropped frames are not read.
+            clip_num_frames: Length of the windows, at most `max_num_frames`; by default the model's.
+
+        Yields:
+            Pixels `(batch, channels, t, height, width)` of the new frames of every window; put together, those of
+            `decode`.
+
+        Raises:
+            ValueError: A shape does not fit the model or the other pieces, windows are too long, or one keeps no
+                frame.
+        """
+        clip_num_frames = self._check_clip_num_frames(clip_num_frames)
+        checked = (self._check_piece(*piece) for piece in pieces)
+        for (sample,) in self._decode_windows(checked, clip_num_frames):
+            yield sample
+
+    def _decode_windows(
+        self,
+        pieces: Iterable[tuple[torch.Tensor, torch.Tensor]],
+        clip_num_frames: int,
+        frame_mask: torch.Tensor | None = None,
+    ) -> Iterator[tuple[torch.Tensor]]:
+        """Pixels of every window's new frames; `frame_mask` is that of a single window."""
+        for window, (latents, keep_mask) in stream_windows(pieces, clip_num_frames):
+            if not keep_mask.any(dim=1).all():
+                raise ValueError(
+                    f"`keep_mask` must keep at least one frame in every window of {clip_num_frames}, all of frames"
+                    f" {window.start} to {window.stop - 1} are dropped."
+                )
+            sample = self._decode_window(latents.to(self.dtype), keep_mask, frame_mask, window.start)
+            yield (sample[:, :, window.first_new - window.start :],)
 
     def _decode_window(
         self,
         latents: torch.Tensor,
-        frame_mask: torch.Tensor | None,
         keep_mask: torch.Tensor,
+        frame_mask: torch.Tensor | None = None,
         first_frame: int = 0,
     ) -> torch.Tensor:
         latents = self.fill_token(latents, keep_mask, first_frame)
@@ -962,22 +654,22 @@ class FrameSelectVAE(
 
     def _map_clips(
         self,
-        function: Callable[..., tuple[torch.Tensor, ...]],
-        clips: torch.Tensor,
+        run_windows: Callable[..., Iterator[tuple[torch.Tensor, ...]]],
+        *clips: torch.Tensor,
         frame_mask: torch.Tensor | None,
-        *masks: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         """Runs a batch at once, or clip by clip when slicing, or where clips of different lengths need windows."""
-        batch_size, _, num_frames = clips.shape[:3]
-        ragged_windows = frame_mask is not None and num_frames > self.config.clip_num_frames
+        clip_num_frames = self.config.clip_num_frames
+        batch_size, _, num_frames = clips[0].shape[:3]
+        ragged_windows = frame_mask is not None and num_frames > clip_num_frames
         if batch_size == 1 and frame_mask is None or not (self.use_slicing or ragged_windows):
-            return function(clips, frame_mask, *masks)
+            return join_windows(run_windows([clips], clip_num_frames, frame_mask))
         lengths = [num_frames] * batch_size if frame_mask is None else frame_mask.sum(dim=1).tolist()
         results = [
-            function(clips[i : i + 1, :, :length], None, *(mask[i : i + 1, :length] for mask in masks))
-            for i, length in enumerate(lengths)
+            join_windows(run_windows([tuple(cut_clip(x, clip, length) for x in clips)], clip_num_frames))
+            for clip, length in enumerate(lengths)
         ]
-        return tuple(_stack_padded(parts, num_frames) for parts in zip(*results, strict=True))
+        return tuple(stack_padded(parts, num_frames) for parts in zip(*results, strict=True))
 
     def _rotary_embeddings(self, num_frames: int, height: int, width: int, device: torch.device) -> tuple:
         return self.temporal_rope(1, num_frames, device), self.spatial_rope(height, width, device)
@@ -990,7 +682,27 @@ class FrameSelectVAE(
 
     # Checks
 
-    def _check_sample(self, sample: torch.Tensor):
+    def _check_clip_num_frames(self, clip_num_frames: int | None) -> int:
+        """Length of the windows, which must not go beyond the positions that the model has learned."""
+        if clip_num_frames is None:
+            return self.config.clip_num_frames
+        if not 1 <= clip_num_frames <= self.config.max_num_frames:
+            raise ValueError(
+                f"`clip_num_frames` must be from 1 to the model's `max_num_frames`, {self.config.max_num_frames}, got"
+                f" {clip_num_frames}."
+            )
+        return clip_num_frames
+
+    def _check_piece(self, latents: torch.Tensor, keep_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self._check_latents(latents)
+        if keep_mask.shape != (latents.shape[0], latents.shape[2]):
+            raise ValueError(
+                f"`keep_mask` must have shape (batch, frames) = {(latents.shape[0], latents.shape[2])}, got"
+                f" {tuple(keep_mask.shape)}."
+            )
+        return latents, keep_mask.bool()
+
+    def _check_sample(self, sample: torch.Tensor) -> torch.Tensor:
         if sample.ndim != 5 or sample.shape[1] != self.config.in_channels or sample.shape[2] < 1:
             raise ValueError(
                 f"`sample` must have shape (batch, {self.config.in_channels}, frames, height, width) with at least one"
@@ -1002,8 +714,9 @@ class FrameSelectVAE(
                 f"Height and width must be multiples of the patch size {self.config.patch_size}, got {height}x{width}."
             )
         self._check_size(height, width)
+        return sample
 
-    def _check_latents(self, latents: torch.Tensor):
+    def _check_latents(self, latents: torch.Tensor) -> None:
         if latents.ndim != 5 or latents.shape[1] != self.config.latent_channels or 0 in latents.shape:
             raise ValueError(
                 f"`latents` must have shape (batch, {self.config.latent_channels}, frames, height, width), got"
@@ -1011,7 +724,7 @@ class FrameSelectVAE(
             )
         self._check_size(*(side * self.config.patch_size for side in latents.shape[3:]))
 
-    def _check_size(self, height: int, width: int):
+    def _check_size(self, height: int, width: int) -> None:
         if self.config.keep_head == "pooled":
             return
         size = self.config.sample_size
@@ -1023,106 +736,3 @@ class FrameSelectVAE(
             raise ValueError(
                 f"This model takes {size}x{size} frames, larger ones after `enable_tiling()`, got {height}x{width}."
             )
-
-    def _check_frame_mask(
-        self, frame_mask: torch.Tensor | None, batch_size: int, num_frames: int
-    ) -> torch.Tensor | None:
-        """Returns the mask, or None where it hides nothing."""
-        if frame_mask is None:
-            return None
-        if frame_mask.shape != (batch_size, num_frames):
-            raise ValueError(
-                f"`frame_mask` must have shape (batch, frames) = {(batch_size, num_frames)}, got"
-                f" {tuple(frame_mask.shape)}."
-            )
-        frame_mask = frame_mask.bool()
-        if not frame_mask[:, 0].all() or (frame_mask.int().diff(dim=1) > 0).any():
-            raise ValueError("`frame_mask` must start every row with at least one real frame and end it with padding.")
-        return None if frame_mask.all() else frame_mask
-
-    def _check_masks(
-        self,
-        keep_mask: torch.Tensor,
-        frame_mask: torch.Tensor | None,
-        batch_size: int,
-        num_frames: int,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        frame_mask = self._check_frame_mask(frame_mask, batch_size, num_frames)
-        if keep_mask.shape != (batch_size, num_frames):
-            raise ValueError(
-                f"`keep_mask` must have shape (batch, frames) = {(batch_size, num_frames)}, got"
-                f" {tuple(keep_mask.shape)}."
-            )
-        keep_mask = keep_mask.bool() if frame_mask is None else keep_mask.bool() & frame_mask
-        if not keep_mask.any(dim=1).all():
-            empty = int((~keep_mask.any(dim=1)).nonzero()[0])
-            raise ValueError(f"`keep_mask` must keep at least one real frame of every clip, clip {empty} keeps none.")
-        return keep_mask, frame_mask
-
-
-def _kept_counts(probs: torch.Tensor, mask: torch.Tensor, num_frames: int | None, rate: float | None) -> torch.Tensor:
-    """Number of frames to keep of every clip, int64 `(batch,)`."""
-    lengths = mask.sum(dim=1)
-    if num_frames is not None and rate is not None:
-        raise ValueError(f"Give `num_frames` or `rate`, not both, got {num_frames} and {rate}.")
-    if num_frames is not None:
-        if not 1 <= num_frames <= int(lengths.min()):
-            raise ValueError(
-                f"`num_frames` must be from 1 to the shortest clip's {int(lengths.min())} frames, got {num_frames}."
-            )
-        return torch.full_like(lengths, num_frames)
-    if rate is not None:
-        if not 0 < rate <= 1:
-            raise ValueError(f"`rate` must be in (0, 1], got {rate}.")
-        return (rate * lengths).round().long().clamp(min=1)
-    return torch.minimum(probs.sum(dim=1).round().long().clamp(min=1), lengths)
-
-
-def _systematic_mask(
-    probs: torch.Tensor, mask: torch.Tensor, counts: torch.Tensor, offsets: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Keeps `counts` frames at equal steps of the cumulative probability, starting at `offsets` of a step."""
-    batch_size, num_frames = probs.shape
-    lengths = mask.sum(dim=1, keepdim=True)
-    has_mass = probs.sum(dim=1, keepdim=True) > 0
-    cumulative = torch.where(has_mass, probs, mask.float()).cumsum(dim=1)
-    slots = torch.arange(int(counts.max()), device=probs.device).expand(batch_size, -1)  # (B, K)
-    valid = slots < counts[:, None]
-
-    quantiles = (slots + (0.5 if offsets is None else offsets)) / counts[:, None] * cumulative[:, -1:]
-    positions = torch.searchsorted(cumulative, quantiles.contiguous(), right=True)
-    positions = torch.minimum(positions, lengths - 1)
-
-    # Frames asked for twice spread to both sides: halfway between pushing them only later and only earlier.
-    later = (positions - slots).cummax(dim=1).values + slots
-    later = torch.minimum(later, lengths - counts[:, None] + slots)
-    earlier = (positions - slots).masked_fill(~valid, num_frames).flip(1).cummin(dim=1).values.flip(1) + slots
-    earlier = torch.maximum(earlier, slots)
-    positions = torch.div(later + earlier, 2, rounding_mode="floor")
-
-    keep_mask = torch.zeros(batch_size, num_frames + 1, dtype=torch.bool, device=probs.device)
-    return keep_mask.scatter(1, positions.masked_fill(~valid, num_frames), True)[:, :-1]
-
-
-def _uniform_noise(
-    shape: tuple[int, ...], generator: torch.Generator | list[torch.Generator] | None, device: torch.device
-) -> torch.Tensor:
-    """Uniform numbers in [0, 1), drawn on the generator's device; a list of generators gives a row each."""
-    if generator is None:
-        return torch.rand(shape, device=device)
-    if isinstance(generator, torch.Generator):
-        return torch.rand(shape, generator=generator, device=generator.device).to(device)
-    if len(generator) != shape[0]:
-        raise ValueError(f"A list of generators must have one for each of the {shape[0]} clips, got {len(generator)}.")
-    return torch.cat([_uniform_noise((1, *shape[1:]), row_generator, device) for row_generator in generator])
-
-
-def _stack_padded(clips: Sequence[torch.Tensor], num_frames: int) -> torch.Tensor:
-    """Stacks one-clip batches of different lengths, `(1, frames)` or `(1, C, frames, H, W)`, padded with zeros."""
-    dim = 1 if clips[0].ndim == 2 else 2
-    shape = list(clips[0].shape)
-    shape[0], shape[dim] = len(clips), num_frames
-    stacked = clips[0].new_zeros(shape)
-    for clip, values in enumerate(clips):
-        stacked[clip].narrow(dim - 1, 0, values.shape[dim]).copy_(values[0])
-    return stacked

@@ -28,7 +28,8 @@ import torch
 from accelerate.utils import gather
 
 from diffusers_vidvae.metrics import clip_psnr
-from diffusers_vidvae.models.frame_select_vae import FrameSelectVAE, PooledKeepHead
+from diffusers_vidvae.models.frame_select_coders import PooledKeepHead
+from diffusers_vidvae.models.frame_select_vae import FrameSelectVAE
 
 from .config import TrainConfig, check_range, load_config
 from .contact_sheet import save_contact_sheet

@@ -26,7 +26,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from diffusers_vidvae.models.frame_select_vae import FrameSelectVAE, PackedFrames
+from diffusers_vidvae.models.frame_select_vae import FrameSelectVAE
+from diffusers_vidvae.models.frame_selection import PackedFrames
 from diffusers_vidvae.models.gap_dit import GapDiT
 from diffusers_vidvae.pipelines.pipeline_gap_dit import GapDiTPipeline
 from diffusers_vidvae.schedulers.scheduling_flow_match_gap import FlowMatchGapScheduler

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffusers_vidvae import FrameSelectVAE
-from diffusers_vidvae.models.frame_select_vae import ChannelCycle, InterpolatedFill
+from diffusers_vidvae.models.frame_fill import ChannelCycle, InterpolatedFill
 
 
 MODEL = {

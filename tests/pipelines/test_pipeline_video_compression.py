@@ -12,8 +12,8 @@ from PIL import Image
 
 from diffusers_vidvae import CompressedVideo, FrameSelectVAE, FsvError, VideoCompressionPipeline
 from diffusers_vidvae.media import MediaError, MediaWarning, VideoReader, VideoWriter
-from diffusers_vidvae.models.frame_select_vae import clip_windows
-from diffusers_vidvae.pipelines.pipeline_video_compression import distribute_frames
+from diffusers_vidvae.models.clip_windows import clip_windows
+from diffusers_vidvae.models.frame_selection import distribute_frames
 
 
 CLIP_NUM_FRAMES = 6
@@ -350,6 +350,26 @@ def test_the_originals_files_are_decoded(pipeline, tmp_path):
     with torch.no_grad():
         expected = pipeline.vae.decode(dense, torch.tensor([[False, True, False, False, True]])).sample
     assert torch.allclose(frames, (expected / 2 + 0.5).clamp(0, 1).transpose(1, 2), atol=1e-6)
+
+
+def save_original(path, num_frames: int, positions: list[int]) -> None:
+    """Writes what the original project writes."""
+    latents = torch.randn(1, len(positions), 16, 6)
+    gaps = torch.tensor(positions).diff(prepend=torch.zeros(1, dtype=torch.long))[None]
+    content = {"compressed": latents, "selection_indices": gaps, "compression_mask": torch.ones_like(gaps).bool()}
+    torch.save(content | {"original_num_frames": num_frames, "num_kept_frames": len(positions)}, path)
+
+
+@torch.no_grad()
+def test_original_clips_longer_than_a_window_decode_in_one_as_there(pipeline, tmp_path):
+    save_original(tmp_path / "clip.pt", 11, [0])
+    compressed = pipeline.open_compressed(tmp_path / "clip.pt")
+    assert compressed.header.clip_num_frames == 11 > CLIP_NUM_FRAMES
+    frames = pipeline.decompress(compressed, "pt").frames
+    assert frames.shape == (1, 11, 3, 32, 32)
+    save_original(tmp_path / "longer.pt", 13, [0])
+    with pytest.raises(ValueError, match="`max_num_frames`, 12, got 13"):
+        pipeline.decompress(tmp_path / "longer.pt")
 
 
 def test_files_are_resampled_by_time(pipeline, tmp_path):

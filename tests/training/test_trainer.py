@@ -10,7 +10,7 @@ import torch
 from accelerate.state import PartialState
 
 from diffusers_vidvae import AutoencoderKL3D, FrameSelectVAE, GapDiT
-from diffusers_vidvae.models.frame_select_vae import PooledKeepHead
+from diffusers_vidvae.models.frame_select_coders import PooledKeepHead
 from diffusers_vidvae.training import train_autoencoder_kl_3d, train_frame_select_vae
 from diffusers_vidvae.training.checkpoint import checkpoint_folders
 from diffusers_vidvae.training.config import load_config
