@@ -85,6 +85,9 @@ class RunConfig:
             embedded one. Its config replaces the `model` section.
         trained_parts: Modules of the model to train, such as "decoder" or "encoder.keep_head"; empty for all. The
             other weights stay as they are: with the encoder's, so do the latents that other models were trained on.
+        init: Weights of a new model: "random", or "pca" for those with which it computes what the linear codec of
+            principal components does.
+        init_clips: Training clips that the principal components are of.
         resume: Whether to continue from the newest checkpoint in `output_dir` if there is one. Without it, a folder
             that holds checkpoints is refused.
         seed: Seed of every random number: weights, data, noise, masks.
@@ -122,6 +125,8 @@ class RunConfig:
     output_dir: str = "runs/model"
     pretrained_model: str | None = None
     trained_parts: list[str] = field(default_factory=list)
+    init: str = "random"
+    init_clips: int = 256
     resume: bool = True
     seed: int = 0
     max_steps: int | None = None
@@ -158,11 +163,18 @@ class RunConfig:
             )
         if self.mixed_precision not in (None, "fp32", "bf16", "fp16"):
             raise ValueError(f"`run.mixed_precision` must be fp32, bf16 or fp16, got {self.mixed_precision!r}.")
+        if self.init not in ("random", "pca"):
+            raise ValueError(f"`run.init` must be one of ('random', 'pca'), got {self.init!r}.")
+        if self.init == "pca" and self.pretrained_model:
+            raise ValueError(
+                f"`run.init` 'pca' is for new models, but `run.pretrained_model` is {self.pretrained_model}."
+            )
         check_range("run.ema_decay", self.ema_decay, 0, 1)
         check_range("run.part_warmup", self.part_warmup, 0, 1)
         for part, factor in self.part_rates.items():
             check_range(f"run.part_rates.{part}", factor, 0)
-        for name in ("batch_size", "gradient_accumulation_steps", "log_every", "checkpoint_every", "keep_checkpoints"):
+        counts = ("batch_size", "gradient_accumulation_steps", "log_every", "checkpoint_every", "keep_checkpoints")
+        for name in (*counts, "init_clips"):
             check_range(f"run.{name}", getattr(self, name), 1)
 
 

@@ -36,15 +36,18 @@ from .contact_sheet import save_contact_sheet
 from .data import ClipDataset, HeldOutClips
 from .draws import draw_latents, torch_generators, uniform_noise
 from .launch import config_path, run_from_command_line
+from .linear_codec import dataset_components, start_as_linear_codec
 from .losses import (
     KeepCostController,
     PerceptualLoss,
     RunningScale,
+    keep_guide_loss,
     keep_rate,
     kl_loss,
     leave_one_out_advantages,
     logit_penalty,
     mae_loss,
+    motion_density,
     mse_loss,
     policy_gradient_loss,
 )
@@ -75,6 +78,10 @@ class LossConfig:
         random_phase: Share of the training with random masks only.
         random_share: Share of clips that keep random masks afterwards, so that the decoder meets all kinds.
         full_share: Share of random masks that keep everything.
+        spaced_share: Share of the other random masks that are spaced evenly, from a random offset on.
+        rate_power: Power of a mask's keep rate that its pixel loss is multiplied by. With 1, the small errors of many
+            frames weigh as much as the larger ones of few.
+        motion_weight: Of the difference between keep probabilities and what the motion of a clip suggests.
     """
 
     mae_weight: float = 0.05
@@ -92,6 +99,9 @@ class LossConfig:
     random_phase: float = 0.25
     random_share: float = 0.25
     full_share: float = 0.25
+    spaced_share: float = 0.0
+    rate_power: float = 0.0
+    motion_weight: float = 0.0
 
     def __post_init__(self) -> None:
         check_range("loss.target_keep_rate", self.target_keep_rate, 1e-3, 1)
@@ -101,7 +111,7 @@ class LossConfig:
                 f"`loss.trained_masks` must divide `loss.masks_per_clip` = {self.masks_per_clip}, got"
                 f" {self.trained_masks}."
             )
-        for name in ("random_phase", "random_share", "full_share"):
+        for name in ("random_phase", "random_share", "full_share", "spaced_share"):
             check_range(f"loss.{name}", getattr(self, name), 0, 1)
 
 
@@ -123,6 +133,7 @@ class FrameSelectObjective(Objective):
         self.keep_cost = KeepCostController(
             config.loss.target_keep_rate, config.loss.initial_keep_price, config.loss.keep_price_speed
         )
+        self.motion_cost = KeepCostController(config.loss.target_keep_rate, 1.0, 0.05)
         self.advantage_scale = RunningScale()
         self.perceptual = PerceptualLoss() if config.loss.perceptual_weight else None
         if isinstance(model.encoder.keep_head, PooledKeepHead):
@@ -141,10 +152,13 @@ class FrameSelectObjective(Objective):
         rates = torch.stack([keep_rate(mask, frame_mask) for mask in kept])  # (M, B)
         decoded, pixel = self._decode(posterior, kept, batch)  # (B, C, T, H, W), (M, B)
 
-        mean_pixel = pixel[: weights.trained_masks].mean(dim=0)
+        trained = slice(weights.trained_masks)
+        mean_pixel = (pixel[trained] * rates[trained] ** weights.rate_power).mean(dim=0)
         kl = kl_loss(posterior.mean, posterior.logvar, frame_mask)
         penalty = logit_penalty(keep_logits, weights.logit_limit, frame_mask)
         loss = mean_pixel + weights.kl_weight * kl + weights.logit_weight * penalty
+        motion_keep = self._motion_keep_probs(sample, frame_mask)
+        loss = loss + weights.motion_weight * keep_guide_loss(keep_logits, motion_keep, frame_mask)
         if progress >= weights.random_phase:
             advantages = leave_one_out_advantages(pixel + self.keep_cost.price * rates)
             scaled = advantages / self._scale(advantages, is_random)
@@ -157,6 +171,7 @@ class FrameSelectObjective(Objective):
             "logit_penalty": penalty.mean(),
             "keep_prob": keep_rate(keep_probs, frame_mask).mean(),
             "keep_prob_std": keep_probs.std(dim=1).mean(),
+            "motion_keep_rate": keep_rate(motion_keep, frame_mask).mean(),
             "keep_price": self.keep_cost.price,
             "policy_share": (~is_random).float().mean(),
             "policy_keep_rate": (rates.mean(dim=0) * ~is_random).mean(),
@@ -166,6 +181,7 @@ class FrameSelectObjective(Objective):
     def after_step(self, metrics: dict[str, float]) -> None:
         if metrics["policy_share"] > 0:
             self.keep_cost.update(torch.tensor(metrics["policy_keep_rate"] / metrics["policy_share"]))
+        self.motion_cost.update(torch.tensor(metrics["motion_keep_rate"]))
 
     def _draw_masks(
         self, keep_probs: torch.Tensor, batch: Batch, progress: float
@@ -181,8 +197,16 @@ class FrameSelectObjective(Objective):
         rate, full = noise[:, :, :1], noise[:, :, 1:2] < weights.full_share
         random_probs = torch.where(full, torch.ones_like(rate), rate)  # (B, M, 1)
         probs = torch.where(is_random[:, None, None], random_probs, keep_probs[:, None])
-        masks = (noise[:, :, 2:] < probs) & batch["frame_mask"][:, None]
-        return masks.transpose(0, 1), is_random
+        masks = noise[:, :, 2:] < probs
+        if weights.spaced_share:
+            spacing = uniform_noise((weights.masks_per_clip, 2), generators, keep_probs)  # (B, M, 2)
+            is_spaced = (spacing[:, :, :1] < weights.spaced_share) & is_random[:, None, None] & ~full
+            masks = torch.where(is_spaced, spaced_masks(rate, spacing[:, :, 1:], batch["frame_mask"]), masks)
+        return (masks & batch["frame_mask"][:, None]).transpose(0, 1), is_random
+
+    def _motion_keep_probs(self, sample: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
+        """Keep probabilities in proportion to a clip's motion, the target rate on average, `(batch, frames)`."""
+        return (motion_density(sample, frame_mask) / self.motion_cost.price).clamp(max=1)
 
     def _at_least_one(self, drawn: torch.Tensor, keep_probs: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
         """What the model does at inference: an empty mask keeps the most probable frame."""
@@ -236,6 +260,8 @@ class FrameSelectObjective(Objective):
             "uniform": self.model.select_frames(probs, mode="uniform"),
             "uniform_rate": self.model.select_frames(probs, mode="uniform", rate=max(float(probs.mean()), 1e-3)),
         }
+        for count in (probs.shape[1] // 2, probs.shape[1] // 4, probs.shape[1] // 8):
+            masks[f"even_{count}"] = self.model.select_frames(probs, mode="uniform", num_frames=max(count, 1))
         decoded = {name: self.model.decode(latents, mask).sample for name, mask in masks.items()}
         metrics = {f"psnr_{name}": clip_psnr(sample, frames) for name, frames in decoded.items()}
         for index, motion in enumerate(() if data.validation_folders else MOTIONS[: len(sample)]):
@@ -248,6 +274,23 @@ class FrameSelectObjective(Objective):
         return metrics | {"keep_rate": float(masks["systematic"].float().mean())}
 
 
+def spaced_masks(rate: torch.Tensor, offset: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
+    r"""Evenly spaced frames, `length ** rate` of a clip's real frames: few as often as many.
+
+    Args:
+        rate: Numbers in [0, 1), `(batch, masks, 1)`.
+        offset: Where in the first step the first frame is, in [0, 1), `(batch, masks, 1)`.
+        frame_mask: Bool `(batch, frames)`.
+
+    Returns:
+        Bool `(batch, masks, frames)`.
+    """
+    lengths = frame_mask.sum(dim=1)[:, None, None]
+    time = torch.arange(frame_mask.shape[1] + 1, device=frame_mask.device)
+    steps = (time * lengths**rate / lengths + offset).floor()  # (B, M, T + 1)
+    return steps.diff(dim=2) > 0
+
+
 def main(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     """Trains by a configuration file and returns the folder of the model."""
     config = load_config(TrainFrameSelectVAEConfig, config_path(path), overrides)
@@ -255,6 +298,8 @@ def main(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     # One process of a machine probes the files, the others read what it found.
     with make_accelerator(config.run).local_main_process_first():
         dataset, objective = ClipDataset(config.data, config.run.seed), FrameSelectObjective(model, config)
+    if config.run.init == "pca":
+        start_as_linear_codec(model, dataset_components(dataset, config.run.init_clips, model.config.patch_size))
     return Trainer(objective, dataset, config).train()
 
 

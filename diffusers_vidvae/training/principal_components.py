@@ -1,0 +1,68 @@
+"""Principal components of patches, gathered clip by clip."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class PrincipalComponents(NamedTuple):
+    r"""Mean and principal components of vectors, the largest variance first.
+
+    Args:
+        mean: `(dim,)`.
+        components: Orthonormal columns, `(dim, dim)`.
+        variances: Variance along each of them, `(dim,)`.
+    """
+
+    mean: torch.Tensor
+    components: torch.Tensor
+    variances: torch.Tensor
+
+
+class ComponentsEstimator:
+    r"""Sums what principal components need, in float64, so that no vector has to be kept.
+
+    Args:
+        dim: Length of the vectors.
+    """
+
+    def __init__(self, dim: int):
+        self.count = 0
+        self.total = torch.zeros(dim, dtype=torch.float64)
+        self.products = torch.zeros(dim, dim, dtype=torch.float64)
+
+    def update(self, vectors: torch.Tensor) -> None:
+        """Takes in vectors `(..., dim)`."""
+        vectors = vectors.flatten(0, -2).cpu()
+        self.count += len(vectors)
+        self.total += vectors.sum(dim=0, dtype=torch.float64)
+        self.products += (vectors.T @ vectors).double()
+
+    def components(self) -> PrincipalComponents:
+        """The components of all vectors so far.
+
+        Raises:
+            ValueError: There were not more vectors than components.
+        """
+        if self.count <= len(self.total):
+            raise ValueError(f"{len(self.total)} principal components need more than {self.count} patches.")
+        mean = self.total / self.count
+        covariance = self.products / self.count - torch.outer(mean, mean)
+        variances, components = torch.linalg.eigh(covariance)
+        return PrincipalComponents(
+            mean.float(), components.flip(1).float().contiguous(), variances.flip(0).clamp(min=0).float()
+        )
+
+
+def frame_patches(sample: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """Cuts pixels `(B, C, T, H, W)` into patches `(B, T, h, w, p * p * C)`, laid out `(row, column, channel)`."""
+    patches = sample.unflatten(4, (-1, patch_size)).unflatten(3, (-1, patch_size))  # (B, C, T, h, p, w, p)
+    return patches.permute(0, 2, 3, 5, 4, 6, 1).flatten(4)
+
+
+def frames_of_patches(patches: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """Inverse of `frame_patches`."""
+    values = patches.unflatten(4, (patch_size, patch_size, -1))  # (B, T, h, w, p, p, C)
+    return values.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)

@@ -1,0 +1,136 @@
+"""The linear codec, and models that start as it."""
+
+import pytest
+import torch
+
+from diffusers_vidvae import FrameSelectVAE
+from diffusers_vidvae.training.data import stack_clips
+from diffusers_vidvae.training.linear_codec import LinearCodec, start_as_linear_codec
+from diffusers_vidvae.training.losses import keep_guide_loss, motion_density
+from diffusers_vidvae.training.principal_components import ComponentsEstimator, frame_patches, frames_of_patches
+from diffusers_vidvae.training.procedural import ProceduralClips
+from diffusers_vidvae.training.train_frame_select_vae import spaced_masks
+
+
+MODEL = {
+    "sample_size": 16,
+    "patch_size": 4,
+    "latent_channels": 6,
+    "num_encoder_layers": 1,
+    "num_decoder_layers": 1,
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "ff_inner_dim": 32,
+    "max_num_frames": 8,
+    "clip_num_frames": 8,
+    "unpatch_channels": 1,
+    "refiner_levels": 0,
+    "hidden_size": 64,
+    "pixel_range": (-1.0, 1.0),
+    "patch_norm": False,
+    "rope_type": "axial",
+    "keep_head": "pooled",
+    "fill": "interpolate",
+}
+
+
+@pytest.fixture(scope="module")
+def clips():
+    return stack_clips(ProceduralClips(24, 8, 16, 16, seed=1), range(24))
+
+
+@pytest.fixture(scope="module")
+def components(clips):
+    estimator = ComponentsEstimator(48)
+    for clip in clips:
+        estimator.update(frame_patches(clip[None], 4))
+    return estimator.components()
+
+
+def test_components_of_a_stream_are_those_of_all_vectors_at_once(clips, components):
+    vectors = frame_patches(clips, 4).flatten(0, -2).double()
+    centred = vectors - vectors.mean(dim=0)
+    singular = torch.linalg.svdvals(centred) ** 2 / len(vectors)
+    torch.testing.assert_close(components.mean, vectors.mean(dim=0).float(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(components.variances, singular.float(), atol=1e-4, rtol=1e-3)
+    basis = components.components
+    torch.testing.assert_close(basis.T @ basis, torch.eye(48), atol=1e-5, rtol=0)
+
+
+def test_too_few_vectors_are_refused():
+    estimator = ComponentsEstimator(48)
+    estimator.update(torch.zeros(48, 48))
+    with pytest.raises(ValueError, match="48 principal components need more than 48 patches"):
+        estimator.components()
+
+
+def test_patches_and_frames_are_inverse(clips):
+    assert torch.equal(frames_of_patches(frame_patches(clips, 4), 4), clips)
+
+
+def test_linear_codec_with_all_components_keeps_everything(clips, components):
+    codec = LinearCodec(components, 4, 48)
+    everything = torch.ones(len(clips), 8, dtype=torch.bool)
+    torch.testing.assert_close(codec.decode(codec.encode(clips), everything), clips, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("unpatch_channels", [1, 2])
+def test_a_model_starts_as_the_linear_codec(clips, components, unpatch_channels):
+    model = FrameSelectVAE(**MODEL | {"unpatch_channels": unpatch_channels}).eval()
+    start_as_linear_codec(model, components)
+    codec = LinearCodec(components, 4, 6)
+    keep_mask = torch.zeros(len(clips), 8, dtype=torch.bool)
+    keep_mask[::2, [0, 3, 6]] = True
+    keep_mask[1::2] = True
+    with torch.no_grad():
+        decoded = model.decode(model.encode(clips).latent_dist.mode(), keep_mask).sample
+    torch.testing.assert_close(decoded, codec.decode(codec.encode(clips), keep_mask), atol=1e-3, rtol=0)
+
+
+def test_turns_show_still_film_in_more_detail(clips, components):
+    """Where nothing moves, a cycle of three frames sends three groups of components."""
+    still = clips[:, :, :1].expand(-1, -1, 8, -1, -1)
+    everything = torch.ones(len(clips), 8, dtype=torch.bool)
+    model = FrameSelectVAE(**MODEL | {"cycle_channels": 3}).eval()
+    start_as_linear_codec(model, components)
+    codec = LinearCodec(components, 4, 12)  # 3 in every frame and 3 groups of 3
+    with torch.no_grad():
+        decoded = model.decode(model.encode(still).latent_dist.mode(), everything).sample
+    torch.testing.assert_close(decoded, codec.decode(codec.encode(still), everything), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("change", [{"fill": "token"}, {"patch_norm": True}, {"pixel_range": (0.0, 1.0)}])
+def test_models_that_cannot_start_as_the_linear_codec_say_why(components, change):
+    with pytest.raises(ValueError, match="To start as the linear codec"):
+        start_as_linear_codec(FrameSelectVAE(**MODEL | change), components)
+
+
+def test_spaced_masks_step_evenly_through_the_real_frames():
+    rate, offset = torch.tensor([[[2 / 3], [1.0]]]), torch.tensor([[[0.5], [0.0]]])
+    masks = spaced_masks(rate, offset, torch.ones(1, 8, dtype=torch.bool))[0]
+    assert masks[0].nonzero()[:, 0].tolist() == [0, 2, 4, 6]
+    assert masks[1].all()
+    padded = spaced_masks(rate, offset, torch.arange(10)[None] < 8)[0]
+    assert torch.equal(padded[:, :8], masks)
+
+
+def test_faster_motion_asks_for_more_frames():
+    ramp = torch.linspace(-1, 1, 32)[None, None, None, None].expand(1, 3, 8, 32, 32)
+    still, slow, fast = (torch.stack([ramp[:, :, 0].roll(step * t, -1) for t in range(8)], 2) for step in (0, 1, 4))
+    still, slow, fast = (motion_density(clip)[0] for clip in (still, slow, fast))
+    assert still.max() == 0
+    assert fast.mean() > 1.5 * slow.mean() > 0
+
+
+def test_padding_does_not_move():
+    clip = torch.randn(1, 3, 8, 16, 16)
+    padded = torch.cat([clip, torch.zeros(1, 3, 4, 16, 16)], dim=2)
+    density = motion_density(padded, torch.arange(12)[None] < 8)
+    torch.testing.assert_close(density[:, :8], motion_density(clip))
+
+
+def test_guide_is_least_where_probabilities_agree():
+    target = torch.tensor([[0.2, 0.7]])
+    agreeing = keep_guide_loss(torch.logit(target), target)
+    assert agreeing < keep_guide_loss(torch.logit(target) + 0.5, target)
+    assert agreeing < keep_guide_loss(torch.logit(target) - 0.5, target)
