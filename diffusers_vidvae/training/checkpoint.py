@@ -78,15 +78,18 @@ def write_checkpoint(
     return final
 
 
-def read_state(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+def read_state(folder: Path, config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     """State of a checkpoint, refused if it was written under another configuration.
 
     Args:
         folder: The checkpoint.
         config: Flattened configuration of this training.
+        defaults: Flattened configuration of a training without any settings, for those that the checkpoint does not
+            know yet.
     """
     state = json.loads((folder / STATE_FILE).read_text())
-    differences = differing_fields(state["config"], json.loads(json.dumps(config)))
+    before = json.loads(json.dumps(defaults)) | state["config"]
+    differences = differing_fields(before, json.loads(json.dumps(config)))
     if differences:
         raise CheckpointError(
             f"{folder}: was written under another configuration ({'; '.join(differences)}). Use the same one, or"

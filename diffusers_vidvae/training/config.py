@@ -31,6 +31,11 @@ class DataConfig:
         procedural_seed: Seed of the procedural set.
         procedural_max_shapes: Most shapes in a procedural clip.
         procedural_contrast: Contrast of procedural backgrounds, in [0, 1]; 0 makes them plain.
+        procedural_motions: Kinds of motion of procedural clips, in turn; without "cuts", no clip changes its scene.
+        procedural_palette: Draws procedural colours near named ones, shapes in other ones than their background.
+        captions: Gives every clip its caption: procedural ones their own, files what a list or a text file beside
+            them says, and nothing where that says nothing. Mirrored, reversed or recoloured clips would not be what
+            their captions say, so those options must be off.
         num_frames: Frames of a clip.
         sample_size: Height and width of a clip, in pixels.
         fps: Frame rate that videos are resampled to; None keeps their own.
@@ -52,6 +57,9 @@ class DataConfig:
     procedural_seed: int = 0
     procedural_max_shapes: int = 3
     procedural_contrast: float = 0.3
+    procedural_motions: list[str] = field(default_factory=lambda: ["static", "slow", "fast", "bursts", "cuts"])
+    procedural_palette: bool = False
+    captions: bool = False
     num_frames: int = 16
     sample_size: int = 64
     fps: float | None = None
@@ -66,6 +74,9 @@ class DataConfig:
         check_range("data.procedural_share", self.procedural_share, 0, 1)
         check_range("data.min_crop", self.min_crop, 1e-3, 1)
         check_range("data.num_frames", self.num_frames, 1)
+        wrong = [name for name in ("horizontal_flip", "time_reversal", "channel_shuffle") if getattr(self, name)]
+        if self.captions and wrong:
+            raise ValueError(f"`data.captions` needs `data.{wrong[0]}` to be false, or captions would not be true.")
 
     def check_folders(self) -> None:
         """Refuses a share of files without files."""

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from hashlib import sha256
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ class ClipDataset(Dataset):
     r"""Clips for a training, by draw.
 
     An item is a dictionary: `"sample"`, float32 `(3, frames, height, width)` in [-1, 1]; `"frame_mask"`, bool
-    `(frames,)`, False for the padding of clips that are too short; and `"draw"`.
+    `(frames,)`, False for the padding of clips that are too short; `"draw"`; and, if asked for, `"caption"`.
 
     Args:
         config: What the clips are made of.
@@ -57,21 +58,29 @@ class ClipDataset(Dataset):
             )
 
     def fingerprint(self) -> str:
-        """Digest of all that decides what a draw gives: settings, seed and the content of the files."""
-        settings = {name: value for name, value in asdict(self.config).items() if name not in _BESIDE_DRAWS}
+        """Digest of all that decides what a draw gives: seed, content of the files, settings other than the usual."""
+        usual = asdict(DataConfig())
+        settings = {
+            name: value
+            for name, value in asdict(self.config).items()
+            if name not in _BESIDE_DRAWS and value != usual[name]
+        }
         settings |= {"seed": self.seed, "recipe": RECIPE_VERSION}
         settings["files"] = None if self.folder is None else self.folder.index.fingerprint()
         return sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
-    def __getitem__(self, draw: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, draw: int) -> dict[str, Any]:
         rng = numpy_generator(self.seed, draw)
         if self.folder is None or rng.random() < self.config.procedural_share:
-            frames = torch.from_numpy(self.procedural[self.order[draw]])  # (T, H, W, 3)
+            pixels, caption = self.procedural.with_caption(self.order[draw])  # (T, H, W, 3)
+            frames = torch.from_numpy(pixels)
         else:
-            frames = self.folder.clip(rng)
+            frames, place = self.folder.clip_and_place(rng)
+            caption = self.folder.index.captions[place]
         frames = self._augment(frames, rng)
         sample, frame_mask = padded_and_masked(to_model_range(frames), self.config.num_frames)
-        return {"sample": sample, "frame_mask": frame_mask, "draw": torch.tensor(draw)}
+        item = {"sample": sample, "frame_mask": frame_mask, "draw": torch.tensor(draw)}
+        return item | ({"caption": caption} if self.config.captions else {})
 
     def _augment(self, frames: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         flip, reverse, channels = rng.random() < 0.5, rng.random() < 0.5, rng.permutation(3)
@@ -94,6 +103,8 @@ def procedural_clips(config: DataConfig, seed_offset: int = 0) -> ProceduralClip
         seed=config.procedural_seed + seed_offset,
         max_shapes=config.procedural_max_shapes,
         contrast=config.procedural_contrast,
+        motions=tuple(config.procedural_motions),
+        palette=config.procedural_palette,
     )
 
 

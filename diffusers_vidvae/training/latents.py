@@ -1,13 +1,15 @@
 """Latents of a data set, encoded once and stored in shards, for training GapDiT.
 
 A shard is a safetensors file with the posterior's `mean` and `std`, `(clips, channels, frames, height, width)` in
-float16, the `keep_probs` `(clips, frames)` in float32 and the clips' `num_frames`. Posterior noise and the choice of
+float16, the `keep_probs` `(clips, frames)` in float32 and the clips' `num_frames`; if clips have captions, also these.
+Posterior noise and the choice of
 frames are drawn anew whenever a clip is visited. `index.json` describes the set.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,14 +17,14 @@ import torch
 from accelerate import Accelerator
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 from tqdm.auto import tqdm
 
 from diffusers_vidvae.files import atomic_path, write_file
 from diffusers_vidvae.fingerprints import model_fingerprint
 from diffusers_vidvae.models.frame_select_vae import FrameSelectVAE
 
-from .draws import ShuffledOrder
+from .draws import BucketSampler, DrawSampler, ShuffledOrder
 
 
 INDEX_FILE = "index.json"
@@ -31,7 +33,7 @@ INDEX_FILE = "index.json"
 class ClipSource(Protocol):
     """A map from draws to clips that can say which clips these are."""
 
-    def __getitem__(self, draw: int) -> dict[str, torch.Tensor]: ...
+    def __getitem__(self, draw: int) -> dict[str, Any]: ...
 
     def fingerprint(self) -> str: ...
 
@@ -104,6 +106,7 @@ def encode_dataset(
 
 def _encode_shard(vae: FrameSelectVAE, dataset: ClipSource, path: Path, draws: range, batch_size: int) -> None:
     parts: dict[str, list[torch.Tensor]] = {"mean": [], "std": [], "keep_probs": [], "num_frames": []}
+    captions: list[str] = []
     for start in range(draws.start, draws.stop, batch_size):
         clips = [dataset[draw] for draw in range(start, min(start + batch_size, draws.stop))]
         sample = torch.stack([clip["sample"] for clip in clips]).to(vae.device)
@@ -113,8 +116,17 @@ def _encode_shard(vae: FrameSelectVAE, dataset: ClipSource, path: Path, draws: r
         parts["std"].append(posterior.std.half().cpu())
         parts["keep_probs"].append(keep_probs.float().cpu())
         parts["num_frames"].append(frame_mask.sum(dim=1).cpu())
+        captions += [clip.get("caption", "") for clip in clips]
     with atomic_path(path) as temporary:
-        save_file({name: torch.cat(values).contiguous() for name, values in parts.items()}, temporary)
+        tensors = {name: torch.cat(values).contiguous() for name, values in parts.items()}
+        save_file(tensors | (pack_captions(captions) if any(captions) else {}), temporary)
+
+
+def pack_captions(captions: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Strings as tensors: their UTF-8 bytes one after the other, and where each ends."""
+    encoded = [caption.encode() for caption in captions]
+    ends = torch.tensor([len(caption) for caption in encoded], dtype=torch.int64).cumsum(0)
+    return {"captions": torch.frombuffer(bytearray(b"".join(encoded)), dtype=torch.uint8), "caption_ends": ends}
 
 
 def _channel_statistics(paths: list[Path]) -> tuple[list[float], list[float]]:
@@ -131,6 +143,14 @@ def _channel_statistics(paths: list[Path]) -> tuple[list[float], list[float]]:
     average = total / count
     deviation = (squares / count - average.square()).clamp(min=1e-12).sqrt()
     return average.tolist(), deviation.tolist()
+
+
+def _kept_counts(path: Path) -> torch.Tensor:
+    """Expected number of kept frames of every clip of a shard."""
+    with safe_open(path, framework="pt") as shard:
+        probs, num_frames = shard.get_tensor("keep_probs"), shard.get_tensor("num_frames")
+    real = torch.arange(probs.shape[1]) < num_frames[:, None]
+    return (probs * real).sum(dim=1).round().clamp(min=1).to(torch.int32)
 
 
 # What the fields of a description are called in sentences.
@@ -174,12 +194,13 @@ class LatentDataset(Dataset):
         folder: What `encode_dataset` wrote.
         seed: Seed of the order.
         vae: If given, must be the autoencoder that encoded the set.
+        sorted_batches: Batches that are sorted together by the number of kept frames; 1 leaves draws in their order.
 
     Raises:
         ValueError: There is no index, or the set is incomplete or was encoded by another autoencoder.
     """
 
-    def __init__(self, folder: str | Path, seed: int = 0, vae: FrameSelectVAE | None = None):
+    def __init__(self, folder: str | Path, seed: int = 0, vae: FrameSelectVAE | None = None, sorted_batches: int = 1):
         self.folder = Path(folder)
         path = self.folder / INDEX_FILE
         if not path.is_file():
@@ -193,7 +214,10 @@ class LatentDataset(Dataset):
         self.latents_std: list[float] = index["latents_std"]
         self.shard_size = index["shard_size"]
         self.shards = [self.folder / name for name in index["shards"]]
+        self.seed = seed
         self.order = ShuffledOrder(index["num_clips"], seed)
+        self.sorted_batches = sorted_batches
+        self._kept_counts: torch.Tensor | None = None
         self._open: dict[int, Any] = {}
 
     def __len__(self) -> int:
@@ -202,15 +226,41 @@ class LatentDataset(Dataset):
     def __getitem__(self, draw: int) -> dict[str, torch.Tensor]:
         return self.clip(self.order[draw]) | {"draw": torch.tensor(draw)}
 
-    def clip(self, index: int) -> dict[str, torch.Tensor]:
+    def sampler(self, batch_size: int, rank: int, num_processes: int, first_batch: int) -> Sampler[int]:
+        """The draws of a process; see `DrawSampler`."""
+        place = {"rank": rank, "num_processes": num_processes, "first_batch": first_batch}
+        if self.sorted_batches == 1:
+            return DrawSampler(batch_size, **place)
+        return BucketSampler(self.expected_kept, self.sorted_batches, self.seed, batch_size, **place)
+
+    def expected_kept(self, draw: int) -> int:
+        """Frames of a draw that systematic selection keeps, and others about as many."""
+        if self._kept_counts is None:
+            self._kept_counts = torch.cat([_kept_counts(path) for path in self.shards])
+        return int(self._kept_counts[self.order[draw]])
+
+    def clip(self, index: int) -> dict[str, Any]:
         """An encoded clip by its place in the set."""
         number, row = divmod(index, self.shard_size)
-        if number not in self._open:
-            self._open[number] = safe_open(self.shards[number], framework="pt")
-        shard = self._open[number]
+        shard = self._shard(number)
         values = {name: shard.get_slice(name)[row] for name in ("mean", "std", "keep_probs", "num_frames")}
         frame_mask = torch.arange(len(values["keep_probs"])) < values.pop("num_frames")
         return {name: value.float() for name, value in values.items()} | {"frame_mask": frame_mask}
+
+    def caption(self, index: int) -> str:
+        """Caption of a clip by its place in the set; empty where there is none."""
+        number, row = divmod(index, self.shard_size)
+        shard = self._shard(number)
+        if "captions" not in shard.keys():  # noqa: SIM118
+            return ""
+        ends = shard.get_slice("caption_ends")
+        start, stop = (int(ends[row - 1]) if row else 0), int(ends[row])
+        return bytes(shard.get_slice("captions")[start:stop].numpy()).decode()
+
+    def _shard(self, number: int) -> Any:
+        if number not in self._open:
+            self._open[number] = safe_open(self.shards[number], framework="pt")
+        return self._open[number]
 
     def __getstate__(self) -> dict[str, Any]:
         """Open files do not travel to loading workers."""

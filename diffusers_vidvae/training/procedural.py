@@ -1,6 +1,8 @@
-"""Procedural clips: moving shapes on smooth backgrounds, in five kinds of motion.
+"""Procedural clips: moving shapes on smooth backgrounds, in five kinds of motion, with captions.
 
-A clip is a function of its index and the seed, so the set needs no storage and is the same in every process.
+A clip and its caption are functions of its index and the seed, so the set needs no storage and is the same in every
+process. A caption names size, colour and kind of every shape, how and where it moves at first, and the background:
+"a large red disc moves fast to the left on a blue background". Scenes of a clip with cuts are joined by ", then".
 """
 
 from __future__ import annotations
@@ -14,6 +16,27 @@ from .draws import numpy_generator
 
 MOTIONS = ("static", "slow", "fast", "bursts", "cuts")
 SHAPES = ("disc", "ring", "triangle", "square", "bar")
+
+# RGB in [0, 1]. A colour is called by the nearest of these.
+COLOURS = {
+    "red": (0.85, 0.12, 0.12),
+    "orange": (0.95, 0.55, 0.10),
+    "yellow": (0.95, 0.88, 0.20),
+    "green": (0.15, 0.65, 0.20),
+    "turquoise": (0.15, 0.80, 0.80),
+    "blue": (0.15, 0.25, 0.85),
+    "purple": (0.50, 0.15, 0.70),
+    "pink": (0.95, 0.55, 0.75),
+    "brown": (0.45, 0.28, 0.12),
+    "black": (0.06, 0.06, 0.06),
+    "grey": (0.50, 0.50, 0.50),
+    "white": (0.94, 0.94, 0.94),
+}
+# How far colours of a palette stray from their names.
+PALETTE_JITTER = 0.04
+
+# Radii, as fractions of a frame's shorter side, below which a shape is small and medium.
+SIZES = (("small", 0.16), ("medium", 0.205), ("large", np.inf))
 
 # Speeds are given in pixels a frame for frames of this size and scale with the frame.
 REFERENCE_SIZE = 32
@@ -35,6 +58,11 @@ class ProceduralClips:
         seed: Seed of the set.
         max_shapes: Most shapes of a scene; there is at least one.
         contrast: Contrast of the backgrounds, in [0, 1].
+        motions: Kinds of motion, which clips have in turn.
+        palette: Draws colours near the `COLOURS`, shapes in other ones than their background, instead of any colours.
+
+    Raises:
+        ValueError: There is no such kind of motion, or none is given.
     """
 
     length: int
@@ -44,16 +72,26 @@ class ProceduralClips:
     seed: int = 0
     max_shapes: int = 3
     contrast: float = 0.3
+    motions: tuple[str, ...] = MOTIONS
+    palette: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.motions or set(self.motions) - set(MOTIONS):
+            raise ValueError(f"`motions` must be some of {MOTIONS}, got {self.motions}.")
 
     def __len__(self) -> int:
         return self.length
 
     def motion(self, index: int) -> str:
         """Kind of motion of a clip."""
-        return MOTIONS[index % len(MOTIONS)]
+        return self.motions[index % len(self.motions)]
 
     def __getitem__(self, index: int) -> np.ndarray:
         """A clip, uint8 `(frames, height, width, 3)`."""
+        return self.with_caption(index)[0]
+
+    def with_caption(self, index: int) -> tuple[np.ndarray, str]:
+        """A clip, uint8 `(frames, height, width, 3)`, and what it shows."""
         if not 0 <= index < self.length:
             raise IndexError(f"Clip {index} of a procedural set of {self.length} clips.")
         rng = numpy_generator(self.seed, index)
@@ -62,7 +100,8 @@ class ProceduralClips:
             return self._scene(rng, motion, self.num_frames)
         cuts = self._cut_positions(rng)
         lengths = np.diff([0, *cuts, self.num_frames])
-        return np.concatenate([self._scene(rng, rng.choice(["static", "slow"]), int(length)) for length in lengths])
+        scenes = [self._scene(rng, rng.choice(["static", "slow"]), int(length)) for length in lengths]
+        return np.concatenate([frames for frames, _ in scenes]), ", then ".join(caption for _, caption in scenes)
 
     def _cut_positions(self, rng: np.random.Generator) -> list[int]:
         if self.num_frames < 2:
@@ -70,23 +109,25 @@ class ProceduralClips:
         count = min(int(rng.integers(1, 3)), self.num_frames - 1)
         return sorted(int(cut) for cut in rng.choice(np.arange(1, self.num_frames), size=count, replace=False))
 
-    def _scene(self, rng: np.random.Generator, motion: str, num_frames: int) -> np.ndarray:
+    def _scene(self, rng: np.random.Generator, motion: str, num_frames: int) -> tuple[np.ndarray, str]:
         scale = min(self.height, self.width) / REFERENCE_SIZE
         elapsed = np.concatenate([[0.0], np.cumsum(_activity(rng, motion, num_frames))])[:num_frames]  # (T,)
         pan = rng.uniform(-0.35, 0.35, 2) * scale if motion == "slow" else np.zeros(2)
-        frames = self._background(rng, elapsed[:, None] * pan)
+        frames, background = self._background(rng, elapsed[:, None] * pan)
+        shapes = []
         for _ in range(int(rng.integers(1, self.max_shapes + 1))):
-            alpha, colour = self._shape(rng, motion, elapsed, scale)
+            alpha, colour, words = self._shape(rng, motion, elapsed, scale, background)
             frames += alpha[..., None] * (colour - frames)
-        return (frames * 255 + 0.5).clip(0, 255).astype(np.uint8)
+            shapes.append(words)
+        caption = f"{' and '.join(shapes)} on a {background} background"
+        return (frames * 255 + 0.5).clip(0, 255).astype(np.uint8), caption
 
-    def _background(self, rng: np.random.Generator, offset: np.ndarray, num_waves: int = 4) -> np.ndarray:
-        """A colour and a few long waves, shifted by `offset` (T, 2); float32 `(T, H, W, 3)`."""
+    def _background(self, rng: np.random.Generator, offset: np.ndarray, num_waves: int = 4) -> tuple[np.ndarray, str]:
+        """A colour and a few long waves, shifted by `offset` (T, 2); float32 `(T, H, W, 3)`, and the colour's name."""
         rows = np.arange(self.height) + offset[:, :1]  # (T, H)
         columns = np.arange(self.width) + offset[:, 1:]  # (T, W)
-        frames = np.broadcast_to(
-            rng.uniform(0.15, 0.85, 3).astype(np.float32), (len(offset), self.height, self.width, 3)
-        ).copy()
+        colour = _palette_colour(rng) if self.palette else rng.uniform(0.15, 0.85, 3).astype(np.float32)
+        frames = np.broadcast_to(colour, (len(offset), self.height, self.width, 3)).copy()
         for _ in range(num_waves):
             frequency = rng.uniform(-1.5, 1.5, 2) * 2 * np.pi / np.array([self.height, self.width])
             phase = rng.uniform(0, 2 * np.pi)
@@ -95,12 +136,12 @@ class ProceduralClips:
             column_wave = np.exp(1j * frequency[1] * columns).astype(np.complex64)
             wave = (row_wave[:, :, None] * column_wave[:, None]).real  # (T, H, W)
             frames += wave[..., None] * amplitude
-        return frames
+        return frames, colour_name(colour)
 
     def _shape(
-        self, rng: np.random.Generator, motion: str, elapsed: np.ndarray, scale: float
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Coverage `(T, H, W)` in [0, 1] and colour of one shape."""
+        self, rng: np.random.Generator, motion: str, elapsed: np.ndarray, scale: float, background: str
+    ) -> tuple[np.ndarray, np.ndarray, str]:
+        """Coverage `(T, H, W)` in [0, 1] and colour of one shape, and what it is."""
         kind = SHAPES[int(rng.integers(len(SHAPES)))]
         radius = rng.uniform(3.5, 8.0) * scale
         size = np.array([self.height, self.width], dtype=np.float64)
@@ -108,13 +149,15 @@ class ProceduralClips:
         direction = rng.uniform(0, 2 * np.pi)
         speed = {"static": 0.0, "slow": rng.uniform(0.1, 0.5)}.get(motion, rng.uniform(2.0, 4.0)) * scale
         spin = {"static": 0.0, "slow": rng.uniform(-0.03, 0.03)}.get(motion, rng.uniform(-0.2, 0.2))
-        colour = rng.uniform(0, 1, 3).astype(np.float32)
+        colour = _palette_colour(rng, background) if self.palette else rng.uniform(0, 1, 3).astype(np.float32)
 
         velocity = speed * np.array([np.sin(direction), np.cos(direction)])
         centres = _bounce(start + elapsed[:, None] * velocity, size)  # (T, 2)
         angles = rng.uniform(0, 2 * np.pi) + elapsed * spin
         distance = self._signed_distance(kind, centres, angles, radius)
-        return np.clip(0.5 - distance, 0, 1), colour
+        size_name = next(name for name, limit in SIZES if radius / min(self.height, self.width) < limit)
+        words = f"a {size_name} {colour_name(colour)} {kind} {_motion_words(motion, velocity)}"
+        return np.clip(0.5 - distance, 0, 1), colour, words
 
     def _signed_distance(self, kind: str, centres: np.ndarray, angles: np.ndarray, radius: float) -> np.ndarray:
         """Distance of every pixel to a shape's edge, negative inside, `(T, H, W)`."""
@@ -130,6 +173,30 @@ class ProceduralClips:
             return np.maximum(y, np.maximum(side * x - y / 2, -side * x - y / 2)) - radius / 2
         aspect = 0.85 if kind == "square" else 0.35
         return np.maximum(np.abs(x) - 0.85 * radius, np.abs(y) - aspect * radius)
+
+
+def colour_name(colour: np.ndarray) -> str:
+    """The name of the nearest of the `COLOURS` to an RGB colour in [0, 1]."""
+    return min(COLOURS, key=lambda name: float(np.square(np.asarray(colour) - COLOURS[name]).sum()))
+
+
+def _palette_colour(rng: np.random.Generator, without: str | None = None) -> np.ndarray:
+    """A colour near one of the `COLOURS`, of another name than `without`."""
+    names = [name for name in COLOURS if name != without]
+    colour = COLOURS[names[int(rng.integers(len(names)))]] + rng.uniform(-PALETTE_JITTER, PALETTE_JITTER, 3)
+    return colour.clip(0, 1).astype(np.float32)
+
+
+def _motion_words(motion: str, velocity: np.ndarray) -> str:
+    if motion == "static":
+        return "stands still"
+    rows, columns = velocity
+    if abs(columns) >= abs(rows):
+        direction = "to the right" if columns > 0 else "to the left"
+    else:
+        direction = "down" if rows > 0 else "up"
+    manner = {"slow": "moves slowly", "fast": "moves fast", "bursts": "stands still and then moves fast"}[motion]
+    return f"{manner} {direction}"
 
 
 def _activity(rng: np.random.Generator, motion: str, num_frames: int) -> np.ndarray:

@@ -53,7 +53,6 @@ from .losses import (
 )
 from .optimization import scale_input_gradient
 from .pretrained import starting_model
-from .procedural import MOTIONS
 from .trainer import Batch, Objective, Trainer, make_accelerator
 
 
@@ -250,7 +249,6 @@ class FrameSelectObjective(Objective):
     # Validation
 
     def validate(self, contact_sheet: Path) -> dict[str, float]:
-        data = self.config.data
         sample = self.held_out.first(self.config.run.validation_clips).to(self.model.device)
         posterior, probs, _ = self.model.encode(sample, return_dict=False)
         latents = posterior.mode()
@@ -264,8 +262,9 @@ class FrameSelectObjective(Objective):
             masks[f"even_{count}"] = self.model.select_frames(probs, mode="uniform", num_frames=max(count, 1))
         decoded = {name: self.model.decode(latents, mask).sample for name, mask in masks.items()}
         metrics = {f"psnr_{name}": clip_psnr(sample, frames) for name, frames in decoded.items()}
-        for index, motion in enumerate(() if data.validation_folders else MOTIONS[: len(sample)]):
-            metrics[f"keep_{motion}"] = float(probs[index :: len(MOTIONS)].mean())
+        motions = () if self.held_out.folder else self.held_out.procedural.motions
+        for index, motion in enumerate(motions[: len(sample)]):
+            metrics[f"keep_{motion}"] = float(probs[index :: len(motions)].mean())
         save_contact_sheet(
             contact_sheet,
             [sample, decoded["full"], decoded["systematic"]],

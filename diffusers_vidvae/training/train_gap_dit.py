@@ -59,6 +59,8 @@ class LatentsConfig:
         shard_size: Clips of a shard.
         selection: How frames are chosen at every visit, "systematic" with a random offset or "bernoulli".
         max_kept: Most latent frames of a training clip; clips that ask for more keep as many as that.
+        sorted_batches: Batches that are sorted together by the number of kept frames and then padded only up to the
+            longest of their clips; 1 takes clips in any order and pads all to `max_kept`.
     """
 
     vae: str = "demo"
@@ -67,11 +69,13 @@ class LatentsConfig:
     shard_size: int = 500
     selection: str = "systematic"
     max_kept: int = 16
+    sorted_batches: int = 1
 
     def __post_init__(self) -> None:
         if self.selection not in SELECTIONS:
             raise ValueError(f"`latents.selection` must be one of {SELECTIONS}, got {self.selection!r}.")
         check_range("latents.max_kept", self.max_kept, 1)
+        check_range("latents.sorted_batches", self.sorted_batches, 1)
 
 
 @dataclass
@@ -136,6 +140,7 @@ class GapDiTObjective(Objective):
             gap_loss = gap_regression_loss(output.gaps, packed.gaps, mask)
         loss = latent_loss + self.config.loss.gap_weight * gap_loss
         metrics = {"velocity": latent_loss.mean(), "gap": gap_loss.mean(), "kept": mask.float().sum(dim=1).mean()}
+        metrics |= {"padding": (~mask).float().mean(), **losses_by_level(latent_loss, sigma)}
         return loss.mean(), {name: value.detach() for name, value in metrics.items()}
 
     def clean_state(self, packed: PackedFrames) -> torch.Tensor:
@@ -171,6 +176,12 @@ class GapDiTObjective(Objective):
         return {"length": float(free.num_frames.float().mean())}
 
 
+def losses_by_level(losses: torch.Tensor, sigma: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Mean loss `velocity_q1` to `velocity_q4` of the clips in each quarter of the noise levels; NaN without clips."""
+    quarters = (sigma * 4).long().clamp(max=3)
+    return {f"velocity_q{quarter + 1}": losses[quarters == quarter].mean() for quarter in range(4)}
+
+
 def draw_packed_frames(vae: FrameSelectVAE, batch: Batch, config: TrainGapDiTConfig) -> PackedFrames:
     """Latents drawn from the posteriors of a batch, of frames drawn to be kept, as `PackedFrames`."""
     frame_mask, probs = batch["frame_mask"], batch["keep_probs"]
@@ -183,7 +194,8 @@ def draw_packed_frames(vae: FrameSelectVAE, batch: Batch, config: TrainGapDiTCon
         keep_mask[row] = vae.select_frames(
             probs[row], frame_mask[row], num_frames=config.latents.max_kept, generator=generators[row]
         )
-    return pad_packed(vae.pack_frames(latents, keep_mask, frame_mask), config.latents.max_kept)
+    packed = vae.pack_frames(latents, keep_mask, frame_mask)
+    return packed if config.latents.sorted_batches > 1 else pad_packed(packed, config.latents.max_kept)
 
 
 def pad_packed(packed: PackedFrames, num_kept: int) -> PackedFrames:
@@ -231,7 +243,7 @@ def prepare_latents(config: TrainGapDiTConfig, vae: FrameSelectVAE) -> LatentDat
             clips = ClipDataset(config.data, config.run.seed)
         num_clips, shard_size = config.latents.num_clips, config.latents.shard_size
         encode_dataset(vae, clips, folder, num_clips, shard_size, accelerator=accelerator)
-    dataset = LatentDataset(folder, config.run.seed, vae)
+    dataset = LatentDataset(folder, config.run.seed, vae, config.latents.sorted_batches)
     if vae.config.latents_mean is None:
         vae.register_to_config(latents_mean=dataset.latents_mean, latents_std=dataset.latents_std)
     return dataset

@@ -35,14 +35,16 @@ from .optimization import averaged_parameters, clip_separately, learning_rate, p
 METRICS_FILE = "metrics.jsonl"
 EMA_FILE = "ema.safetensors"
 
-Batch = dict[str, torch.Tensor]
+# Tensors with a row for every clip, and captions.
+Batch = dict[str, Any]
 
 
 class Objective(nn.Module):
     """A model together with the loss that trains it.
 
     `forward(batch, progress)` takes a batch and the progress of the training in [0, 1] and returns the loss and
-    metrics, all of them scalars. State that a loss carries from step to step lives in buffers.
+    metrics, all of them scalars; a metric that a batch says nothing about is NaN. State that a loss carries from step
+    to step lives in buffers.
 
     Attributes:
         model: What is trained, averaged and saved.
@@ -75,7 +77,8 @@ class Trainer:
 
     Args:
         objective: Model and loss.
-        dataset: Maps a draw to a dictionary of tensors with the draw itself under `"draw"`.
+        dataset: Maps a draw to a dictionary of tensors with the draw itself under `"draw"`. Its `sampler`, if it has
+            one, says in which order draws come, as `DrawSampler` does otherwise.
         config: How to train; all of it goes to the logs and must be the same when a training is resumed, but for
             `OPERATIONAL_FIELDS`.
     """
@@ -85,6 +88,7 @@ class Trainer:
         self.accelerator = make_accelerator(run)
         self.output_dir = Path(run.output_dir)
         self.config = flatten(dataclasses.asdict(config))
+        self.default_config = flatten(dataclasses.asdict(type(config)()))
         self.step = 0
         self.elapsed_seconds = 0.0
         self.dataset = dataset
@@ -156,7 +160,8 @@ class Trainer:
 
     def _batches(self) -> Iterator[Batch]:
         """Batches of this process from the current step on."""
-        sampler = DrawSampler(
+        make_sampler = getattr(self.dataset, "sampler", DrawSampler)
+        sampler = make_sampler(
             self.run.batch_size,
             self.accelerator.process_index,
             self.accelerator.num_processes,
@@ -171,7 +176,10 @@ class Trainer:
             persistent_workers=num_workers > 0,
         )
         for batch in loader:
-            yield {name: values.to(self.accelerator.device) for name, values in batch.items()}
+            yield {
+                name: values.to(self.accelerator.device) if isinstance(values, torch.Tensor) else values
+                for name, values in batch.items()
+            }
 
     @property
     def _objective(self) -> Objective:
@@ -182,7 +190,7 @@ class Trainer:
         accumulated = self.run.gradient_accumulation_steps
         rate = learning_rate(self.run, self.step, self.progress)
         set_learning_rates(self.optimizer, rate, self.run, self.progress)
-        totals: dict[str, torch.Tensor] = {}
+        values: dict[str, list[torch.Tensor]] = {}
         for index in range(accumulated):
             synchronize = index == accumulated - 1
             with nullcontext() if synchronize else self.accelerator.no_sync(self.wrapped), attention_kernel(self.run):
@@ -191,7 +199,7 @@ class Trainer:
                     raise ValueError(f"The loss is {loss.item()} at step {self.step}; lower the learning rate.")
                 self.accelerator.backward(loss / accumulated)
             for name, value in {"loss": loss, **metrics}.items():
-                totals[name] = totals.get(name, torch.zeros((), device=value.device)) + value.detach() / accumulated
+                values.setdefault(name, []).append(value.detach().float())
 
         norms = self._clip_gradients()
         self.optimizer.step()
@@ -199,7 +207,7 @@ class Trainer:
         skipped = self.accelerator.optimizer_step_was_skipped
         if self.ema is not None and not skipped:
             self.ema.step(averaged_parameters(self._objective))
-        averages = self._average(totals)
+        averages = self._average(values)
         self._objective.after_step(averages)
         return averages | norms | {"learning_rate": rate} | ({"skipped": 1.0} if skipped else {})
 
@@ -221,9 +229,13 @@ class Trainer:
                 raise ValueError(f"The {name.replace('_', ' ')} is {float(norm)} at step {self.step}.")
         return {name: float(norm) for name, norm in norms.items()}
 
-    def _average(self, values: dict[str, torch.Tensor]) -> dict[str, float]:
-        stacked = torch.stack([value.float() for value in values.values()])
-        return dict(zip(values, self.accelerator.reduce(stacked, reduction="mean").tolist(), strict=True))
+    def _average(self, values: dict[str, list[torch.Tensor]]) -> dict[str, float]:
+        """Means over batches and processes. Metrics that a batch says nothing about are NaN there and left out."""
+        stacked = torch.stack([torch.stack(batches) for batches in values.values()])  # (metrics, batches)
+        told = ~stacked.isnan()
+        sums = torch.stack([torch.where(told, stacked, 0).sum(dim=1), told.sum(dim=1).float()])
+        total, count = self.accelerator.reduce(sums, reduction="sum")
+        return dict(zip(values, (total / count).tolist(), strict=True))
 
     def _shared_clock(self, seconds: float) -> float:
         """Seconds as the first process counts them: all processes must stop at the same step."""
@@ -352,7 +364,7 @@ class Trainer:
         self._trim_metrics()
 
     def _resume(self, folder: Path) -> None:
-        state = read_state(folder, self.config)
+        state = read_state(folder, self.config, self.default_config)
         self.accelerator.load_state(str(folder / "state"))
         self.step, self.elapsed_seconds = state["step"], state["elapsed_seconds"]
         self.averages = Averages(state.get("averages"))

@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader
 from diffusers_vidvae.media import VideoWriter
 from diffusers_vidvae.training.config import DataConfig
 from diffusers_vidvae.training.data import ClipDataset, HeldOutClips
-from diffusers_vidvae.training.draws import DrawSampler, ShuffledOrder
+from diffusers_vidvae.training.draws import BucketSampler, DrawSampler, ShuffledOrder
 from diffusers_vidvae.training.folders import ClipFolder
-from diffusers_vidvae.training.procedural import MOTIONS, ProceduralClips
+from diffusers_vidvae.training.procedural import COLOURS, MOTIONS, SHAPES, ProceduralClips, colour_name
 
 
 def write_video(path, num_frames: int = 12, height: int = 32, width: int = 48, fps: int = 10):
@@ -162,3 +162,78 @@ def test_empty_and_missing_folders_are_refused(tmp_path):
         ClipFolder([tmp_path], num_frames=4, sample_size=16)
     with pytest.raises(ValueError, match="nowhere: there is no such file or folder"):
         ClipFolder([tmp_path / "nowhere"], num_frames=4, sample_size=16)
+
+
+def test_a_bucket_sampler_holds_the_draws_of_a_plain_one_sorted_by_size():
+    def sizes(draw: int) -> int:
+        return (draw * 7919) % 13
+
+    def batches(rank: int = 0, num_processes: int = 1, first_batch: int = 0, count: int = 8) -> list[list[int]]:
+        size = 4 // num_processes
+        sampler = iter(BucketSampler(sizes, 4, 0, size, rank, num_processes, first_batch))
+        return [[next(sampler) for _ in range(size)] for _ in range(count)]
+
+    whole = batches()
+    assert sorted(draw for batch in whole[:4] for draw in batch) == list(range(16))
+    spread = [max(map(sizes, batch)) - min(map(sizes, batch)) for batch in whole]
+    assert np.mean(spread) < 5
+    # Another number of processes sees the same global batches, and a later start goes on where the other would.
+    shared = [sorted(one + two) for one, two in zip(batches(0, 2), batches(1, 2), strict=True)]
+    assert shared == [sorted(batch) for batch in whole]
+    assert batches(first_batch=3, count=5) == whole[3:]
+
+
+def test_captions_say_what_procedural_clips_show():
+    clips = ProceduralClips(60, num_frames=8, height=32, width=32, max_shapes=1, contrast=0.0, palette=True)
+    for index in range(60):
+        frames, caption = clips.with_caption(index)
+        assert (frames == clips[index]).all()
+        scenes = caption.split(", then ")
+        assert (len(scenes) > 1) == (clips.motion(index) == "cuts")
+        # The background's colour fills the corners that the shape does not reach.
+        corners = frames[0, [0, 0, -1, -1], [0, -1, 0, -1]] / 255
+        named = [colour_name(corner) for corner in corners]
+        assert max(set(named), key=named.count) in scenes[0].split(" on a ")[1]
+        words = scenes[0].split(" on a ")[0].split()
+        assert words[1] in ("small", "medium", "large") and words[2] in COLOURS and words[3] in SHAPES
+        if clips.motion(index) == "static":
+            assert "stands still" in caption and "moves" not in caption
+
+
+def test_a_shape_moves_first_to_where_its_caption_says():
+    clips = ProceduralClips(
+        40, num_frames=2, height=64, width=64, max_shapes=1, contrast=0.0, motions=("fast",), palette=True
+    )
+    right = 0
+    for index in range(40):
+        frames, caption = clips.with_caption(index)
+        background = np.median(frames.reshape(-1, 3), axis=0)
+        covered = np.abs(frames - background).sum(axis=-1) > 60
+        first, second = (np.argwhere(mask).mean(axis=0) for mask in covered)
+        rows, columns = second - first
+        direction = {"right": columns, "left": -columns, "down": rows, "up": -rows}[
+            caption.split(" on a ")[0].split()[-1]
+        ]
+        right += direction > 0
+    assert right >= 36  # a shape at a border may turn at once
+
+
+def test_clips_without_cuts_and_captions_only_on_demand():
+    config = DataConfig(num_frames=4, sample_size=16, procedural_motions=["slow"], procedural_palette=True)
+    dataset = ClipDataset(config)
+    assert "caption" not in dataset[0]
+    plain = replace(config, captions=True, horizontal_flip=False, time_reversal=False)
+    assert all("moves slowly" in ClipDataset(plain)[draw]["caption"] for draw in range(5))
+    with pytest.raises(ValueError, match="`data.captions` needs `data.time_reversal` to be false"):
+        replace(config, captions=True, horizontal_flip=False)
+    with pytest.raises(ValueError, match="`motions` must be some of"):
+        ClipDataset(replace(config, procedural_motions=["jump"]))
+
+
+def test_captions_of_files_come_with_their_clips(tmp_path):
+    write_video(tmp_path / "one.mp4")
+    write_video(tmp_path / "two.mp4")
+    (tmp_path / "one.txt").write_text("it brightens")
+    unchanged = {"horizontal_flip": False, "time_reversal": False, "captions": True}
+    config = DataConfig([str(tmp_path)], procedural_share=0, num_frames=4, sample_size=16, **unchanged)
+    assert {ClipDataset(config)[draw]["caption"] for draw in range(8)} == {"it brightens", ""}

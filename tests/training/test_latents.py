@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from diffusers_vidvae import FrameSelectVAE
+from diffusers_vidvae.training import train_gap_dit
 from diffusers_vidvae.training.config import DataConfig, load_config
 from diffusers_vidvae.training.data import ClipDataset
 from diffusers_vidvae.training.latents import INDEX_FILE, LatentDataset, encode_dataset
@@ -76,3 +77,27 @@ def test_an_interrupted_folder_is_finished(vae, tmp_path):
     encode_dataset(vae, clips(), parts, num_clips=5, shard_size=2)
     for name in (INDEX_FILE, *index["shards"]):
         assert (parts / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_captions_travel_with_latents(vae, tmp_path):
+    captioned = clips(captions=True, horizontal_flip=False, time_reversal=False)
+    folder = encode_dataset(vae, captioned, tmp_path / "latents", num_clips=5, shard_size=2)
+    dataset = LatentDataset(folder)
+    assert [dataset.caption(index) for index in range(5)] == [captioned[draw]["caption"] for draw in range(5)]
+    assert LatentDataset(encode_dataset(vae, clips(), tmp_path / "plain", num_clips=2)).caption(1) == ""
+
+
+def test_sorted_batches_hold_less_padding_and_are_logged_by_noise_level(vae, tmp_path, write_config):
+    # Keep probabilities that differ from clip to clip.
+    torch.nn.init.normal_(vae.encoder.keep_head.linear_2.weight, std=20.0)
+    vae.save_pretrained(tmp_path / "vae")
+    padding = {}
+    for batches in (1, 8):
+        latents = {"vae": str(tmp_path / "vae"), "folder": str(tmp_path / "latents"), "num_clips": 32, "max_kept": 4}
+        config = write_config(TINY_DIT, f"run{batches}", latents=latents | {"sorted_batches": batches})
+        train_gap_dit.main(config, ["run.max_steps=8", "run.batch_size=4", "run.checkpoint_every=8"])
+        lines = [json.loads(line) for line in (tmp_path / f"run{batches}" / "metrics.jsonl").read_text().splitlines()]
+        padding[batches] = sum(line["padding"] for line in lines if line["split"] == "train") / 8
+        levels = {name for line in lines for name in line if name.startswith("velocity_q")}
+        assert levels == {"velocity_q1", "velocity_q2", "velocity_q3", "velocity_q4"}
+    assert padding[8] < 0.6 * padding[1]
