@@ -34,8 +34,14 @@ WIDTHS = (8, 8, 8, 8)
 IDENTITY_STATISTICS = {"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}
 
 
-def kl_3d() -> ModelMixin:
-    return AutoencoderKL3D(latent_channels=4, block_out_channels=WIDTHS, layers_per_block=1, mid_block_layers=1)
+def kl_3d(**options) -> ModelMixin:
+    return AutoencoderKL3D(
+        latent_channels=4, block_out_channels=WIDTHS, layers_per_block=1, mid_block_layers=1, **options
+    )
+
+
+def kl_3d_first_frame_alone() -> ModelMixin:
+    return kl_3d(first_frame_alone=True)
 
 
 def frame_select(**options) -> ModelMixin:
@@ -243,6 +249,7 @@ AUTOENCODERS: dict[str, Callable[[], ModelMixin]] = {
     make.__name__: make
     for make in (
         kl_3d,
+        kl_3d_first_frame_alone,
         frame_select,
         frame_select_any_size,
         wan,

@@ -167,7 +167,7 @@ def _encode_chunks(
 def _encode_stream(
     model: VideoAutoencoder, frames: Iterator[torch.Tensor], chunk_frames: int
 ) -> Iterator[LatentMoments]:
-    num_read = num_encoded = 0
+    num_read = num_encoded = num_latents = 0
     ratio, side_ratio = model.vae.temporal_compression_ratio, model.vae.spatial_compression_ratio
 
     def pieces() -> Iterator[torch.Tensor]:
@@ -179,7 +179,8 @@ def _encode_stream(
             yield pad_clip(pixels.to(model.vae.device), size)
 
     for parameters in model.vae.encode_stream(pieces()):
-        num_frames = min(parameters.shape[2] * ratio, num_read - num_encoded)
+        num_latents += parameters.shape[2]
+        num_frames = min(num_latents * ratio - model.vae.num_missing_frames, num_read) - num_encoded
         num_encoded += num_frames
         yield LatentMoments.of(DiagonalGaussianDistribution(parameters), num_frames)
 

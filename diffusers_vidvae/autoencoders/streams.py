@@ -7,7 +7,9 @@ itself, which changes nothing for image models and the result of video models. `
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -87,7 +89,7 @@ class CausalStream(ChunkStream):
         self, pieces: Iterable[torch.Tensor], selection: dict[str, Any] | None = None
     ) -> Iterator[EncodedPiece]:
         ratio = self.model.vae.temporal_compression_ratio
-        num_read = num_encoded = 0
+        num_read = num_encoded = num_latents = 0
         side: tuple[int, ...] = ()
 
         def read() -> Iterator[torch.Tensor]:
@@ -97,8 +99,9 @@ class CausalStream(ChunkStream):
                 yield pad_clip(piece, self.model.geometry.padded_size(*piece.shape[2:]))
 
         for parameters in self.model.vae.encode_stream(read()):
-            # The last latent frame may stand for fewer frames than the others.
-            num_frames = min(parameters.shape[2] * ratio, num_read - num_encoded)
+            # The first and the last latent frame may stand for fewer frames than the others.
+            num_latents += parameters.shape[2]
+            num_frames = min(num_latents * ratio - self.model.vae.num_missing_frames, num_read) - num_encoded
             num_encoded += num_frames
             yield EncodedPiece(DiagonalGaussianDistribution(parameters), (num_frames, *side))  # type: ignore[arg-type]
 
@@ -133,58 +136,37 @@ class WindowStream(ChunkStream):
     def encode(
         self, pieces: Iterable[torch.Tensor], selection: dict[str, Any] | None = None
     ) -> Iterator[EncodedPiece]:
-        previous = None
-        num_read = num_kept = 0
-        for piece in pieces:
-            num_seen = 0 if previous is None else previous.shape[2] - piece.shape[2]
-            window = piece if not num_seen else torch.cat([previous[:, :, -num_seen:], piece], dim=2)
-            size = self.model.geometry.padded_size(*window.shape[2:])
-            with self.model.tiling(*size[1:]):
-                encoded = self.model.encode(pad_clip(window, size))
-            num_read += piece.shape[2]
-            keep_mask = None
+        vae, pieces = self.model.vae, iter(pieces)
+        first = next(pieces)
+        side = tuple(first.shape[3:])
+        padded = self.model.geometry.padded_size(1, *side)[1:]
+        with self.model.tiling(*padded):
+            encoded = vae.encode_stream(pad_clip(p, (p.shape[2], *padded)) for p in chain([first], pieces))
+            selected = zip(encoded, repeat(None), strict=False)
             if selection is not None:
-                keep_mask = self._select(encoded.keep_probs[:, num_seen:], selection, num_read, num_kept)
-                num_kept += int(keep_mask[0].sum())
-            posterior = DiagonalGaussianDistribution(encoded.posterior.parameters[:, :, num_seen:])
-            yield EncodedPiece(posterior, tuple(piece.shape[2:]), keep_mask)
-            previous = window
-
-    def _select(
-        self, keep_probs: torch.Tensor, selection: dict[str, Any], num_read: int, num_kept: int
-    ) -> torch.Tensor:
-        """Frames to keep of a window: its share of a budget, and at least one."""
-        budget = selection.get("num_frames")
-        if budget is not None:
-            assert self.total_frames is not None
-            num_windows = -(-self.total_frames // self.model.vae.config.clip_num_frames)
-            if budget < num_windows:
-                raise ValueError(
-                    f"A clip of {self.total_frames} frames keeps at least 1 frame of each of its {num_windows}"
-                    f" windows, got `num_frames` {budget}."
-                )
-            num_windows_left = -(-(self.total_frames - num_read) // self.model.vae.config.clip_num_frames)
-            share = round(budget * num_read / self.total_frames) - num_kept
-            most = min(keep_probs.shape[1], budget - num_kept - num_windows_left)
-            selection = {**selection, "num_frames": max(1, min(share, most))}
-        return self.model.vae.select_frames(keep_probs, **selection)
+                selected = vae.select_stream(encoded, total_frames=self.total_frames, **selection)
+            for output, keep_mask in selected:
+                yield EncodedPiece(output.latent_dist, (output.keep_probs.shape[1], *side), keep_mask)
 
     def decode(self, pieces: Iterable[LatentPiece], decode_timestep: float = 0.0) -> Iterator[DecodedPiece]:
-        latents = keep_mask = None
-        for piece in pieces:
-            num_new = piece.size[0]
-            num_seen = 0 if latents is None else latents.shape[2] - num_new
-            if num_seen:
-                # Frames of the window before keep what it made of them.
-                latents = torch.cat([latents[:, :, -num_seen:], piece.latents], dim=2)
-                if piece.keep_mask is not None:
-                    keep_mask = torch.cat([keep_mask[:, -num_seen:], piece.keep_mask], dim=1)
-            else:
-                latents, keep_mask = piece.latents, piece.keep_mask
-            size = self.model.geometry.padded_size(latents.shape[2], *piece.size[1:])
-            with self.model.tiling(*size[1:]):
-                sample = self.model.decode(latents, size, keep_mask=keep_mask)
-            yield DecodedPiece(crop_clip(sample, (size[0], *piece.size[1:]))[:, :, num_seen:], piece.keep_mask)
+        pieces = iter(pieces)
+        first = next(pieces)
+        padded = self.model.geometry.padded_size(*first.size)[1:]
+        masks: deque[torch.Tensor | None] = deque()
+
+        def read() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            for piece in chain([first], pieces):
+                masks.append(piece.keep_mask)
+                everything = torch.ones(piece.latents.shape[0], piece.latents.shape[2], dtype=torch.bool)
+                yield (
+                    piece.latents,
+                    everything.to(piece.latents.device) if piece.keep_mask is None else piece.keep_mask,
+                )
+
+        with self.model.tiling(*padded):
+            for sample in self.model.vae.decode_stream(read()):
+                size = (sample.shape[2], *first.size[1:])
+                yield DecodedPiece(crop_clip(sample.float(), size), masks.popleft())
 
 
 def open_stream(model: VideoAutoencoder, plan: MemoryPlan, total_frames: int | None = None) -> ChunkStream:

@@ -62,6 +62,7 @@ class VideoAutoencoder:
         self.geometry = geometry
         self.frames_per_batch = FRAMES_PER_BATCH
         self.tiled = False
+        self._num_tiling = 0
 
     def is_a(self, class_name: str) -> bool:
         return class_name in self.names
@@ -206,16 +207,24 @@ class VideoAutoencoder:
 
     @contextmanager
     def tiling(self, height: int, width: int) -> Iterator[None]:
-        """Turns tiling on where frames of this size need it, or `tiled` asks for it, and off again afterwards."""
-        if not self.can_tile or not (self.tiled or self.geometry.needs_tiling(height, width)):
+        """Turns tiling on where frames of this size need it, or `tiled` asks for it, and off again afterwards.
+
+        Encoding and decoding streams overlap: tiling stays on until the last of them has ended.
+        """
+        is_needed = self.tiled or self.geometry.needs_tiling(height, width)
+        if not is_needed or not (self.can_tile or self._num_tiling):
             yield
             return
-        is_frame_select = self.is_a("FrameSelectVAE")
-        self.vae.enable_tiling(**({"tile_sample_size": self.vae.config.sample_size} if is_frame_select else {}))
+        if not self._num_tiling:
+            tile = {"tile_sample_size": self.vae.config.sample_size} if self.is_a("FrameSelectVAE") else {}
+            self.vae.enable_tiling(**tile)
+        self._num_tiling += 1
         try:
             yield
         finally:
-            self.vae.disable_tiling()
+            self._num_tiling -= 1
+            if not self._num_tiling:
+                self.vae.disable_tiling()
 
 
 def _join(posteriors: list[Posterior]) -> Posterior:

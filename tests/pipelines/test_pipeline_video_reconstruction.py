@@ -305,8 +305,9 @@ def test_timestep_conditioned_decoder_is_told_its_timestep():
 
 
 @pytest.mark.parametrize("chunk_frames", [4, 8])
-def test_chunks_of_autoencoder_kl_3d_are_exact(kl_3d_pipe, chunk_frames):
-    video = clips(2, 3, 14, 20, 36)
+@pytest.mark.parametrize("name", ["kl_3d", "kl_3d_first_frame_alone"])
+def test_chunks_of_autoencoder_kl_3d_are_exact(name, chunk_frames):
+    kl_3d_pipe, video = make_pipe(name), clips(2, 3, 14, 20, 36)
     expected = reconstruct(kl_3d_pipe, video)
     torch.testing.assert_close(reconstruct(kl_3d_pipe, video, chunk_frames=chunk_frames), expected, rtol=0, atol=1e-5)
     latents = [kl_3d_pipe(video, chunk_frames=n, output_type="latent").frames for n in (None, chunk_frames)]
@@ -426,7 +427,7 @@ def test_every_window_keeps_a_frame_and_shows_its_clip(frame_select_pipe, mode, 
 
 
 def test_fewer_frames_than_windows_are_refused_with_both_numbers(frame_select_pipe):
-    with pytest.raises(ValueError, match="at least 1 frame of each of its 2 windows.* got `num_frames` 1"):
+    with pytest.raises(ValueError, match="must be from 2, one for each window, to the clip's 8 frames, got 1"):
         frame_select_pipe(clips(1, 3, 8, 16, 16), mode="uniform", num_frames=1)
 
 
