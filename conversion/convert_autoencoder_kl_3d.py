@@ -224,7 +224,9 @@ def _possible_layers(max_levels: int = 8, max_blocks: int = 16) -> Iterator[str]
     blocks = [f"resnets.{block}.{part}" for block in range(max_blocks) for part in parts]
     attention = [f"attention.{part}" for part in ("norm", "to_q", "to_k", "to_v", "to_out")]
     for half, levels in (("encoder", "down_blocks"), ("decoder", "up_blocks")):
-        yield from (f"{half}.{layer}" for layer in ("conv_in.conv", "conv_out.norm", "conv_out.conv"))
+        yield from (
+            f"{half}.{layer}" for layer in ("conv_in.conv", "conv_out.norm", "conv_out.conv", "linear_path.conv")
+        )
         yield from (f"{half}.mid_block.{layer}" for layer in blocks + attention)
         for level in range(max_levels):
             yield from (f"{half}.{levels}.{level}.{layer}" for layer in [*blocks, "resampler.conv"])
@@ -286,6 +288,7 @@ def _read_config(layers: Mapping[str, tuple[str, Shape]]) -> dict[str, Any]:
         "temporal_downsample": (False,) + (True,) * (num_resamplers - 1),
         "shortcut_kernel_size": max(shortcuts, default=1),
         "pixel_range": (0.0, 1.0),
+        "linear_path": "encoder.linear_path.conv" in layers,
     }
 
 

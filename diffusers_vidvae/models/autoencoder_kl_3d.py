@@ -15,11 +15,11 @@ quarter of the frames. Geometry and defaults follow the card of Linum's image-vi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -118,7 +118,7 @@ class Encoder3D(CheckpointingModule):
         if full_resolution_frames and state is None and pixels.shape[2] > 1:
             state = ()
         states = split_state(state, len(self.down_blocks) + 3)
-        for index, level in enumerate(self.down_blocks.values()):
+        for index, level in enumerate(cast(Iterable[Level3D], self.down_blocks.values())):
             pieces = []
             step = full_resolution_frames and round_up(full_resolution_frames << index, level.frame_step)
             for piece in split_frames(hidden_states, step, at_start and self.first_frame_alone):
@@ -235,6 +235,17 @@ def kl_per_element(latent_dist: DiagonalGaussianDistribution) -> torch.Tensor:
     return kl.flatten(1).mean(dim=1)
 
 
+# Entries of the configuration that are no arguments.
+DERIVED_ENTRIES = (
+    "z_dim",
+    "scale_factor_temporal",
+    "scale_factor_spatial",
+    "temporal_compression_ratio",
+    "spatial_compression_ratio",
+    "timestep_conditioning",
+)
+
+
 class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalModelMixin):
     r"""Causal 3D convolutional KL autoencoder for images and for video of any length.
 
@@ -316,7 +327,7 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
 
         encoder_layers = self._per_level(layers_per_block)
         decoder_layers = self._per_level(decoder_layers_per_block or layers_per_block)
-        shared = {
+        shared: dict[str, Any] = {
             "latent_channels": latent_channels,
             "block_out_channels": block_out_channels,
             "mid_block_layers": mid_block_layers,
@@ -333,11 +344,46 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
 
         self.use_slicing = False
         self.use_tiling = False
-        self.tile_sample_size = (256, 256)
-        self.tile_overlap = 0.25
-        self.exact_tiling = False
+        self.tile_sample_min_height = self.tile_sample_min_width = 256
+        self.tile_sample_stride_height = self.tile_sample_stride_width = 192
         self.chunk_frames: int | None = None
         self.full_resolution_frames: int | None = None
+        self._register_derived_entries()
+
+    def _register_derived_entries(self) -> None:
+        """Adds to the configuration, under their names for it, what pipelines of diffusers ask an autoencoder for."""
+        latent_channels = self.config.latent_channels
+        self.register_to_config(
+            latents_mean=list(self.config.latents_mean or [0.0] * latent_channels),
+            latents_std=list(self.config.latents_std or [1.0] * latent_channels),
+            z_dim=latent_channels,
+            scale_factor_temporal=self.temporal_compression_ratio,
+            scale_factor_spatial=self.spatial_compression_ratio,
+            temporal_compression_ratio=self.temporal_compression_ratio,
+            spatial_compression_ratio=self.spatial_compression_ratio,
+            timestep_conditioning=False,
+        )
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: Mapping[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:
+        r"""Splits a configuration into arguments and others; derived entries follow from the arguments anew."""
+        given = {name: value for name, value in config_dict.items() if name not in DERIVED_ENTRIES}
+        return super().extract_init_dict(given, **kwargs)
+
+    @property
+    def temperal_downsample(self) -> list[bool]:
+        r"""`config.temporal_downsample`, as pipelines of Wan spell it."""
+        return list(self.config.temporal_downsample)
+
+    @property
+    def latents_mean(self) -> torch.Tensor:
+        r"""`config.latents_mean` as a tensor, `(latent_channels,)`, which pipelines of LTX ask for."""
+        return torch.tensor(self.config.latents_mean, device=self.device)
+
+    @property
+    def latents_std(self) -> torch.Tensor:
+        r"""`config.latents_std` as a tensor, `(latent_channels,)`."""
+        return torch.tensor(self.config.latents_std, device=self.device)
 
     def _per_level(self, layers: int | tuple[int, ...]) -> tuple[int, ...]:
         num_levels = len(self.config.block_out_channels)
@@ -411,18 +457,32 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
         self.chunk_frames = None
         self.full_resolution_frames = None
 
-    def enable_tiling(self, tile_sample_size: int | tuple[int, int] = 256, tile_overlap: float | str = 0.25):
+    def enable_tiling(
+        self,
+        tile_sample_size: int | tuple[int, int] = 256,
+        tile_overlap: float | str = 0.25,
+        *,
+        tile_sample_min_height: int | None = None,
+        tile_sample_min_width: int | None = None,
+        tile_sample_stride_height: int | None = None,
+        tile_sample_stride_width: int | None = None,
+    ) -> None:
         r"""Encodes and decodes frames larger than a tile in overlapping tiles, blended where they meet.
 
         Args:
             tile_sample_size: Side, or height and width, of a tile in pixels, multiples of the spatial ratio (8).
             tile_overlap: Least overlap of neighbours as a fraction of the tile, in [0, 1); or `"exact"` for
                 `exact_tile_overlap` pixels, with which tiles change nothing.
+            tile_sample_min_height: Height of a tile, as diffusers names it; an attribute, too.
+            tile_sample_min_width: Width of a tile, likewise.
+            tile_sample_stride_height: Most rows from a tile to the next, instead of the overlap, likewise.
+            tile_sample_stride_width: Most columns from a tile to the next, likewise.
         """
         ratio = self.spatial_compression_ratio
         sides = (tile_sample_size,) * 2 if isinstance(tile_sample_size, int) else tuple(tile_sample_size)
         if len(sides) != 2 or any(side < ratio or side % ratio for side in sides):
             raise ValueError(f"`tile_sample_size` must be positive multiples of {ratio}, got {tile_sample_size}.")
+        sides = tile_sample_min_height or sides[0], tile_sample_min_width or sides[1]
         exact = tile_overlap == "exact"
         if exact and min(sides) <= self.exact_tile_overlap:
             raise ValueError(
@@ -430,10 +490,17 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
             )
         if not exact and (isinstance(tile_overlap, str) or not 0 <= tile_overlap < 1):
             raise ValueError(f"`tile_overlap` must be in [0, 1) or 'exact', got {tile_overlap!r}.")
+        overlaps = [
+            self.exact_tile_overlap if exact else math.ceil(float(tile_overlap) * (side // ratio)) * ratio
+            for side in sides
+        ]
+        height_stride = tile_sample_stride_height or max(ratio, sides[0] - overlaps[0])
+        width_stride = tile_sample_stride_width or max(ratio, sides[1] - overlaps[1])
+        _check_tile_axis("height", sides[0], height_stride, ratio)
+        _check_tile_axis("width", sides[1], width_stride, ratio)
         super().enable_tiling()
-        self.tile_sample_size = sides
-        self.exact_tiling = exact
-        self.tile_overlap = 0.0 if exact else float(tile_overlap)
+        self.tile_sample_min_height, self.tile_sample_min_width = sides
+        self.tile_sample_stride_height, self.tile_sample_stride_width = height_stride, width_stride
 
     @property
     def exact_tile_overlap(self) -> int:
@@ -722,15 +789,13 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
         analysis = components / (contrast * scales[:, None, None, None, None])
         mean = (mean + 1) * contrast + low
         into.weight.copy_(analysis)
-        into.bias.copy_(-torch.einsum("kcthw,c->k", analysis, mean))
+        into.get_parameter("bias").copy_(-torch.einsum("kcthw,c->k", analysis, mean))
         out.weight.copy_(components * (contrast * scales[:, None, None, None, None]))
-        out.bias.copy_(mean)
-        for conv, num_outputs in (
-            (self.encoder.conv_out.conv, self.config.latent_channels),
-            (self.decoder.conv_out.conv, None),
-        ):
-            conv.weight[:num_outputs] = 0
-            conv.bias[:num_outputs] = 0
+        out.get_parameter("bias").copy_(mean)
+        for parameter in self.encoder.conv_out.conv.parameters():
+            parameter[: self.config.latent_channels] = 0
+        for parameter in self.decoder.conv_out.conv.parameters():
+            parameter.zero_()
 
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         r"""Shape `(latent_channels, T', h, w)` of the latents of a clip."""
@@ -752,9 +817,7 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
         return latents * (std / self.config.scaling_factor) + mean
 
     def _latent_statistics(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        channels = self.config.latent_channels
-        mean = latents.new_tensor(self.config.latents_mean or [0.0] * channels)
-        std = latents.new_tensor(self.config.latents_std or [1.0] * channels)
+        mean, std = latents.new_tensor(self.config.latents_mean), latents.new_tensor(self.config.latents_std)
         return mean[:, None, None, None], std[:, None, None, None]
 
     # Geometry and checks
@@ -779,15 +842,16 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
 
     def _plan_tiles(self, height: int, width: int) -> TileGrid:
         """Tiles of a latent map, the whole of it without tiling."""
-        ratio = self.spatial_compression_ratio
-        size = height, width
         if not self.use_tiling:
-            return TileGrid(size, size, (0, 0))
-        tile_size = tuple(side // ratio for side in self.tile_sample_size)
-        overlap = tuple(min(math.ceil(self.tile_overlap * side), side - 1) for side in tile_size)
-        if self.exact_tiling:
-            overlap = (self.exact_tile_overlap // ratio,) * 2
-        return TileGrid(size, tile_size, overlap)
+            return TileGrid((height, width), (height, width), (0, 0))
+        ratio = self.spatial_compression_ratio
+        tile_height, tile_width = self.tile_sample_min_height, self.tile_sample_min_width
+        # Attributes, as those of diffusers' autoencoders are, which may have been set to anything.
+        _check_tile_axis("height", tile_height, self.tile_sample_stride_height, ratio)
+        _check_tile_axis("width", tile_width, self.tile_sample_stride_width, ratio)
+        overlap = tile_height - self.tile_sample_stride_height, tile_width - self.tile_sample_stride_width
+        tile_size = tile_height // ratio, tile_width // ratio
+        return TileGrid((height, width), tile_size, (overlap[0] // ratio, overlap[1] // ratio))
 
     def _cropped_frames(self, num_frames: int | None, num_latents: int) -> int:
         """The number of frames to crop to, checked against the latents."""
@@ -836,6 +900,16 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
 
 def join_clips(clips: list[torch.Tensor]) -> torch.Tensor:
     return clips[0] if len(clips) == 1 else torch.cat(clips)
+
+
+def _check_tile_axis(axis: str, side: int, stride: int, ratio: int) -> None:
+    if side < ratio or side % ratio:
+        raise ValueError(f"`tile_sample_min_{axis}` must be a positive multiple of {ratio}, got {side}.")
+    if not ratio <= stride <= side or stride % ratio:
+        raise ValueError(
+            f"`tile_sample_stride_{axis}` must be a multiple of {ratio} from {ratio} to `tile_sample_min_{axis}` ="
+            f" {side}, got {stride}."
+        )
 
 
 def _check_same_size(piece: torch.Tensor, first: torch.Tensor):

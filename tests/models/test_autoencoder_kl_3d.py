@@ -2,9 +2,12 @@ r"""AutoencoderKL3D: configuration, geometry, bad input, saving and dtypes."""
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
+from diffusers.utils import logging as diffusers_logging
 
 from diffusers_vidvae.models.autoencoder_kl_3d import AutoencoderKL3D, kl_per_element
 
@@ -333,6 +336,49 @@ def test_bad_tiles_are_refused(vae, arguments, message):
     with pytest.raises(ValueError, match=message):
         vae.enable_tiling(**arguments)
     assert not vae.use_tiling
+
+
+def test_tiles_are_set_as_those_of_other_autoencoders(vae):
+    model = AutoencoderKL3D(**TINY).eval().requires_grad_(False)
+    model.load_state_dict(vae.state_dict())
+    x = clip(1, 40, 56)
+    model.enable_tiling((32, 24), 0.25)
+    expected = model(x).sample
+    names = (
+        "tile_sample_min_height",
+        "tile_sample_min_width",
+        "tile_sample_stride_height",
+        "tile_sample_stride_width",
+    )
+    settings = {name: getattr(model, name) for name in names}
+    assert list(settings.values()) == [32, 24, 24, 16]
+    model.enable_tiling()
+    for name, value in settings.items():
+        setattr(model, name, value)
+    assert torch.equal(model(x).sample, expected)
+    model.enable_tiling()
+    model.enable_tiling(**settings)
+    assert torch.equal(model(x).sample, expected)
+    model.tile_sample_stride_width = 32
+    with pytest.raises(ValueError, match="`tile_sample_stride_width` .* `tile_sample_min_width` = 24, got 32"):
+        model.encode(x)
+
+
+def test_derived_entries_follow_the_configuration_without_warnings(vae, tmp_path, caplog):
+    vae.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["z_dim"], config["latents_mean"], config["scale_factor_spatial"]) == (4, [0.0] * 4, 8)
+    config["temporal_downsample"] = [False, False, True]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    logger = diffusers_logging.get_logger("diffusers")
+    logger.addHandler(caplog.handler)
+    loaded = AutoencoderKL3D.from_pretrained(tmp_path)
+    again = AutoencoderKL3D.from_config(loaded.config)
+    logger.removeHandler(caplog.handler)
+    assert not [record for record in caplog.records if "not expected" in record.message]
+    for model in (loaded, again):
+        assert model.config.scale_factor_temporal == model.config.temporal_compression_ratio == 2
+        assert model.temperal_downsample == [False, False, True]
 
 
 @pytest.mark.parametrize(
