@@ -32,6 +32,7 @@ from .config import TrainConfig, check_range, load_config
 from .contact_sheet import save_contact_sheet
 from .data import ClipDataset, HeldOutClips
 from .draws import draw_latents, torch_generators
+from .latent_terms import LatentTerms, LatentTermsConfig
 from .launch import config_path, run_from_command_line
 from .losses import (
     PatchDiscriminator3D,
@@ -47,8 +48,8 @@ from .trainer import Batch, Objective, Trainer, make_accelerator
 
 
 @dataclass
-class LossConfig:
-    """Weights of the loss.
+class LossConfig(LatentTermsConfig):
+    """Weights of the loss, besides those of `LatentTermsConfig`.
 
     Args:
         mae_weight: Of the mean absolute error; the mean squared error has weight 1.
@@ -67,6 +68,7 @@ class LossConfig:
     discriminator_channels: int = 32
 
     def __post_init__(self) -> None:
+        self.check_latent_terms()
         check_range("loss.adversarial_start", self.adversarial_start, 0, 1)
 
 
@@ -85,6 +87,7 @@ class AutoencoderKL3DObjective(Objective):
         self.model = model
         self.config = config
         self.held_out = HeldOutClips(config.data)
+        self.latent_terms = LatentTerms(config.loss, model.config.latent_channels, config.run.seed)
         self.perceptual = PerceptualLoss() if config.loss.perceptual_weight else None
         if config.loss.adversarial_weight:
             self.discriminator = PatchDiscriminator3D(model.config.in_channels, config.loss.discriminator_channels)
@@ -95,23 +98,29 @@ class AutoencoderKL3DObjective(Objective):
         posterior = self.model.encode(sample).latent_dist
         generators = torch_generators(self.config.run.seed, batch["draw"], stream=2)
         latents = draw_latents(posterior.mean, posterior.std, generators)
-        decoded = self.model.decode(latents, *sample.shape[2:]).sample
+        shown, target = self.latent_terms.decoder_pair(latents, sample, batch["draw"])
+        decoded = self._decode(shown, *target.shape[2:])
 
-        mse = mse_loss(decoded, sample, frame_mask)
+        mse = mse_loss(decoded, target, frame_mask)
         # A latent frame is real if it holds a real frame.
         latent_mask = frame_mask[:, :: self.model.temporal_compression_ratio]
         kl = kl_loss(posterior.mean, posterior.logvar, latent_mask)
-        loss = mse + weights.mae_weight * mae_loss(decoded, sample, frame_mask) + weights.kl_weight * kl
+        loss = mse + weights.mae_weight * mae_loss(decoded, target, frame_mask) + weights.kl_weight * kl
         if self.perceptual is not None:
-            loss = loss + weights.perceptual_weight * self.perceptual(decoded, sample, frame_mask)
+            loss = loss + weights.perceptual_weight * self.perceptual(decoded, target, frame_mask)
+        asked, asked_metrics = self.latent_terms.losses(latents, sample, frame_mask, self._decode)
+        loss = loss + asked
         total = loss.mean()
-        metrics = {"mse": mse.mean(), "kl": kl.mean()}
+        metrics = {"mse": mse.mean(), "kl": kl.mean(), **asked_metrics}
         if self.discriminator is not None:
-            adversarial, judging = _adversarial_losses(self.discriminator, decoded, sample)
+            adversarial, judging = _adversarial_losses(self.discriminator, decoded, target)
             heard = weights.adversarial_weight if progress >= weights.adversarial_start else 0.0
             total = total + heard * adversarial + judging
             metrics |= {"adversarial": adversarial, "discriminator": judging}
         return total, {name: value.detach() for name, value in metrics.items()}
+
+    def _decode(self, latents: torch.Tensor, num_frames: int, height: int, width: int) -> torch.Tensor:
+        return self.model.decode(latents, num_frames, height, width).sample
 
     def validate(self, contact_sheet: Path) -> dict[str, float]:
         sample = self.held_out.first(self.config.run.validation_clips).to(self.model.device)

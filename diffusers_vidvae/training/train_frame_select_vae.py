@@ -22,7 +22,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate.utils import gather
@@ -35,6 +34,7 @@ from .config import TrainConfig, check_range, load_config
 from .contact_sheet import save_contact_sheet
 from .data import ClipDataset, HeldOutClips
 from .draws import draw_latents, torch_generators, uniform_noise
+from .latent_terms import LatentTerms, LatentTermsConfig
 from .launch import config_path, run_from_command_line
 from .linear_codec import dataset_components, start_as_linear_codec
 from .losses import (
@@ -57,8 +57,8 @@ from .trainer import Batch, Objective, Trainer, make_accelerator
 
 
 @dataclass
-class LossConfig:
-    """Weights of the loss.
+class LossConfig(LatentTermsConfig):
+    """Weights of the loss, besides those of `LatentTermsConfig`.
 
     Args:
         mae_weight: Of the mean absolute error; the mean squared error has weight 1.
@@ -103,6 +103,7 @@ class LossConfig:
     motion_weight: float = 0.0
 
     def __post_init__(self) -> None:
+        self.check_latent_terms()
         check_range("loss.target_keep_rate", self.target_keep_rate, 1e-3, 1)
         check_range("loss.masks_per_clip", self.masks_per_clip, 2)
         if self.trained_masks < 1 or self.masks_per_clip % self.trained_masks:
@@ -134,6 +135,7 @@ class FrameSelectObjective(Objective):
         )
         self.motion_cost = KeepCostController(config.loss.target_keep_rate, 1.0, 0.05)
         self.advantage_scale = RunningScale()
+        self.latent_terms = LatentTerms(config.loss, model.config.latent_channels, config.run.seed)
         self.perceptual = PerceptualLoss() if config.loss.perceptual_weight else None
         if isinstance(model.encoder.keep_head, PooledKeepHead):
             scale_input_gradient(model.encoder.keep_head, config.loss.trunk_gradient_scale)
@@ -149,13 +151,18 @@ class FrameSelectObjective(Objective):
             drawn = drawn[: weights.trained_masks]  # the others only serve the policy gradient
         kept = torch.stack([self._at_least_one(mask, keep_probs, frame_mask) for mask in drawn])
         rates = torch.stack([keep_rate(mask, frame_mask) for mask in kept])  # (M, B)
-        decoded, pixel = self._decode(posterior, kept, batch)  # (B, C, T, H, W), (M, B)
+        generators = torch_generators(self.config.run.seed, batch["draw"], stream=2)
+        latents = draw_latents(posterior.mean, posterior.std, generators)
+        shown, target = self.latent_terms.decoder_pair(latents, sample, batch["draw"])
+        decoded, pixel = self._decode(shown, target, kept, frame_mask)  # (B, C, T, H, W), (M, B)
 
         trained = slice(weights.trained_masks)
         mean_pixel = (pixel[trained] * rates[trained] ** weights.rate_power).mean(dim=0)
         kl = kl_loss(posterior.mean, posterior.logvar, frame_mask)
         penalty = logit_penalty(keep_logits, weights.logit_limit, frame_mask)
         loss = mean_pixel + weights.kl_weight * kl + weights.logit_weight * penalty
+        asked, asked_metrics = self.latent_terms.losses(latents, sample, frame_mask, self._decode_all)
+        loss = loss + asked
         motion_keep = self._motion_keep_probs(sample, frame_mask)
         loss = loss + weights.motion_weight * keep_guide_loss(keep_logits, motion_keep, frame_mask)
         if progress >= weights.random_phase:
@@ -165,7 +172,7 @@ class FrameSelectObjective(Objective):
             loss = loss + weights.policy_weight * policy * ~is_random
         metrics = {
             "pixel": mean_pixel.mean(),
-            "mse": mse_loss(decoded, sample, frame_mask).mean(),
+            "mse": mse_loss(decoded, target, frame_mask).mean(),
             "kl": kl.mean(),
             "logit_penalty": penalty.mean(),
             "keep_prob": keep_rate(keep_probs, frame_mask).mean(),
@@ -174,6 +181,7 @@ class FrameSelectObjective(Objective):
             "keep_price": self.keep_cost.price,
             "policy_share": (~is_random).float().mean(),
             "policy_keep_rate": (rates.mean(dim=0) * ~is_random).mean(),
+            **asked_metrics,
         }
         return loss.mean(), {name: value.detach() for name, value in metrics.items()}
 
@@ -213,27 +221,32 @@ class FrameSelectObjective(Objective):
         fallback = torch.nn.functional.one_hot(best, drawn.shape[1]).bool()
         return torch.where(drawn.any(dim=1, keepdim=True), drawn, fallback)
 
-    def _decode(self, posterior: Any, kept: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Decodes one draw of the latents under each mask; returns the first result and all pixel losses."""
-        generators = torch_generators(self.config.run.seed, batch["draw"], stream=2)
-        latents = draw_latents(posterior.mean, posterior.std, generators)
+    def _decode(
+        self, latents: torch.Tensor, target: torch.Tensor, kept: torch.Tensor, frame_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Decodes latents under each mask; returns the result of the first and all pixel losses, `(masks, batch)`."""
         trained = self.config.loss.trained_masks
-        decoded, pixel = self._decode_masks(latents, kept[:trained], batch)
+        decoded, pixel = self._decode_masks(latents, target, kept[:trained], frame_mask)
         with torch.no_grad():
             untrained = [
-                self._decode_masks(latents, kept[i : i + trained], batch) for i in range(trained, len(kept), trained)
+                self._decode_masks(latents, target, kept[i : i + trained], frame_mask)[1]
+                for i in range(trained, len(kept), trained)
             ]
-        return decoded, torch.cat([pixel, *(losses for _, losses in untrained)])
+        return decoded, torch.cat([pixel, *untrained])
 
     def _decode_masks(
-        self, latents: torch.Tensor, kept: torch.Tensor, batch: Batch
+        self, latents: torch.Tensor, target: torch.Tensor, kept: torch.Tensor, frame_mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        copies = len(kept)
-        sample, frame_mask = batch["sample"].repeat(copies, 1, 1, 1, 1), batch["frame_mask"].repeat(copies, 1)
-        latents = latents.repeat(copies, 1, 1, 1, 1)
+        copies, batch_size = len(kept), len(latents)
+        latents, target = (values.repeat(copies, 1, 1, 1, 1) for values in (latents, target))
+        frame_mask = frame_mask.repeat(copies, 1)
         decoded = self.model.decode(latents, kept.flatten(0, 1), frame_mask, return_dict=False)[0]
-        pixel = self._pixel_loss(decoded, sample, frame_mask)
-        return decoded[: len(batch["sample"])], pixel.unflatten(0, (copies, -1))
+        pixel = self._pixel_loss(decoded, target, frame_mask)
+        return decoded[:batch_size], pixel.unflatten(0, (copies, -1))
+
+    def _decode_all(self, latents: torch.Tensor, num_frames: int, height: int, width: int) -> torch.Tensor:
+        """Decodes with every frame kept; the size follows from the latents."""
+        return self.model.decode(latents, return_dict=False)[0]
 
     def _pixel_loss(self, frames: torch.Tensor, sample: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
         weights = self.config.loss
