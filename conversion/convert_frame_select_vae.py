@@ -16,17 +16,16 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from diffusers_vidvae.models.frame_select_vae import FrameSelectVAE
+from diffusers_vidvae.errors import CheckpointError
 
 from .checkpoints import (
-    CheckpointError,
-    Conversion,
     KeyPlan,
     PlannedTensor,
     Shape,
     count_layers,
     plan_layer,
 )
+from .conversions import Conversion
 from .factored_attention_keys import IGNORED_KEYS, block_config, block_key_plan, table_length
 
 
@@ -139,12 +138,12 @@ def key_plan(config: Mapping[str, Any]) -> KeyPlan:
     return plan
 
 
-def _plan_refiner(plan: KeyPlan, features: int, config: Mapping[str, Any]):
+def _plan_refiner(plan: KeyPlan, features: int, config: Mapping[str, Any]) -> None:
     levels = config["refiner_levels"]
     widths = [config["refiner_channels"] * 2**level for level in range(levels + 1)]
     old, new = "decoder.unet", "decoder.refiner"
 
-    def plan_conv(old_conv: str, new_conv: str, out_channels: int, in_channels: int):
+    def plan_conv(old_conv: str, new_conv: str, out_channels: int, in_channels: int) -> None:
         plan_layer(plan, f"{old}.{old_conv}.conv", f"{new}.{new_conv}.conv", (out_channels, in_channels, 3, 3, 3))
         plan_layer(plan, f"{old}.{old_conv}.norm", f"{new}.{new_conv}.norm", (out_channels,))
 
@@ -163,7 +162,12 @@ def _plan_refiner(plan: KeyPlan, features: int, config: Mapping[str, Any]):
     plan_layer(plan, f"{old}.final_conv", f"{new}.conv_out", (config["in_channels"], widths[0], 1, 1, 1))
 
 
-_CONVERSION = Conversion(FrameSelectVAE, infer_config, key_plan, ignored=IGNORED_KEYS)
-convert = _CONVERSION.convert
-map_single_file_config = _CONVERSION.map_single_file_config
-map_single_file_checkpoint = _CONVERSION.map_single_file_checkpoint
+CONVERSION = Conversion(
+    "frame_select_vae",
+    "FrameSelectVAE",
+    is_source,
+    infer_config,
+    key_plan,
+    ignored=IGNORED_KEYS,
+)
+convert = CONVERSION.convert

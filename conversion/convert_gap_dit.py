@@ -15,23 +15,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from diffusers_vidvae.models.gap_dit import GapDiT
+from diffusers_vidvae.errors import CheckpointError
 
 from .checkpoints import (
-    CheckpointError,
-    Conversion,
     KeyPlan,
     PlannedTensor,
     Shape,
-    convert_planned_key,
     count_layers,
     plan_layer,
 )
+from .conversions import Conversion, convert_planned_key
 from .factored_attention_keys import IGNORED_KEYS, block_config, block_key_plan, table_length
+
+
+if TYPE_CHECKING:
+    import torch
 
 
 PUBLISHED_CONFIG: dict[str, Any] = {
@@ -111,7 +111,13 @@ def convert_key(key: str, tensor: torch.Tensor, planned: PlannedTensor) -> dict[
     return convert_planned_key(key, -tensor if key.startswith("down_proj.") else tensor, planned)
 
 
-_CONVERSION = Conversion(GapDiT, infer_config, key_plan, convert_key=convert_key, ignored=IGNORED_KEYS)
-convert = _CONVERSION.convert
-map_single_file_config = _CONVERSION.map_single_file_config
-map_single_file_checkpoint = _CONVERSION.map_single_file_checkpoint
+CONVERSION = Conversion(
+    "gap_dit",
+    "GapDiT",
+    is_source,
+    infer_config,
+    key_plan,
+    convert_key=convert_key,
+    ignored=IGNORED_KEYS,
+)
+convert = CONVERSION.convert

@@ -16,12 +16,16 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
+from diffusers_vidvae.errors import CheckpointError
 
-from .checkpoints import Checkpoint, CheckpointError, Shape
+from .checkpoints import Checkpoint, Shape
+
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
 
 
 _SKIPPED = re.compile(r"(^|\.)(rngs?|dropout)(\.|$)")
@@ -62,6 +66,7 @@ def open_orbax(path: str | Path) -> Checkpoint:
 def _restore(ocp: Any, path: Path, tree: dict) -> dict:
     """Restores the leaves of `tree` as NumPy arrays and nothing else of the checkpoint."""
     import jax
+    import numpy as np
 
     item = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
     restore_args = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), tree)
@@ -101,6 +106,9 @@ def _torch_shape(name: str, shape: Shape) -> Shape:
 
 
 def _torch_tensor(name: str, array: np.ndarray) -> torch.Tensor:
+    import numpy as np
+    import torch
+
     # bfloat16 is not a NumPy type of its own; float32 holds it exactly.
     is_bfloat16 = array.dtype.name == "bfloat16"
     array = np.transpose(array.astype(np.float32) if is_bfloat16 else array, _axes(name, array.ndim))

@@ -1,36 +1,35 @@
 r"""Video autoencoders for Hugging Face diffusers.
 
-Importing the package registers its classes with diffusers, so that `DiffusionPipeline.from_pretrained`,
-`AutoModel.from_pretrained` and the classes themselves load its checkpoints from folders and from the Hub.
+Importing the package registers its classes with diffusers, which may be imported before or after it, so that
+`DiffusionPipeline.from_pretrained`, `AutoModel.from_pretrained` and the classes themselves load its checkpoints from
+folders and from the Hub. Classes are imported when they are first used.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-# diffusers looks these base classes up by name in the library that `model_index.json` mentions.
-from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
-
-from ._registration import register
+from ._registration import CLASSES, register
 
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "AutoencoderKL3D": "models.autoencoder_kl_3d",
-    "FrameSelectVAE": "models.frame_select_vae",
-    "GapDiT": "models.gap_dit",
-    "FlowMatchGapScheduler": "schedulers.scheduling_flow_match_gap",
-    "GapDiTPipeline": "pipelines.pipeline_gap_dit",
-    "VideoCompressionPipeline": "pipelines.pipeline_video_compression",
-    "VideoReconstructionPipeline": "pipelines.pipeline_video_reconstruction",
+    **CLASSES,
     "CompressedVideo": "codec",
     "FsvError": "codec",
     "demo_model": "assets",
 }
 
+# diffusers looks these base classes up by name in the library that `model_index.json` mentions.
+_BASES = ("DiffusionPipeline", "ModelMixin", "SchedulerMixin")
+
 if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline as DiffusionPipeline
+    from diffusers import ModelMixin as ModelMixin
+    from diffusers import SchedulerMixin as SchedulerMixin
+
     from .assets import demo_model as demo_model
     from .codec import CompressedVideo as CompressedVideo
     from .codec import FsvError as FsvError
@@ -44,16 +43,20 @@ if TYPE_CHECKING:
 
 register()
 
-__all__ = ["DiffusionPipeline", "ModelMixin", "SchedulerMixin", "__version__", *_EXPORTS]
+__all__ = [*_BASES, "__version__", *_EXPORTS]
 
 
-def __getattr__(name: str):
-    if name not in _EXPORTS:
+def __getattr__(name: str) -> Any:
+    if name in _BASES:
+        module = "diffusers"
+    elif name in _EXPORTS:
+        module = f"{__name__}.{_EXPORTS[name]}"
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    value = getattr(import_module(module), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted({*globals(), *__all__})

@@ -1,84 +1,117 @@
-r"""Makes diffusers know the classes of this package, by entries in its registries; no function is patched.
+r"""Makes diffusers know the classes of this package, by entries in its registries; none of its functions is patched.
 
 With them `model_index.json` names a component `["diffusers_vidvae", "AutoencoderKL3D"]`, and these load it from a
 folder, from the Hub and from the cache: `DiffusionPipeline.from_pretrained`, `AutoModel.from_pretrained`, the
 pipelines and models themselves, and `from_single_file` for the checkpoints `diffusers_vidvae.conversion` knows.
+
+A registry gets its entries when diffusers imports it, and a class is imported when it is first asked for.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from importlib import import_module
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-import diffusers
-from diffusers import DiffusionPipeline
-from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
-from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
-
+from ._late_imports import when_imported
 from .hub.loading import FORMAT_KEY, FORMAT_VERSION, LIBRARY, check_format, read_pipeline_config
-from .hub.push import push_to_hub
-from .models.autoencoder_kl_3d import AutoencoderKL3D
-from .models.frame_select_vae import FrameSelectVAE
-from .models.gap_dit import GapDiT
-from .pipelines.pipeline_gap_dit import GapDiTPipeline
-from .pipelines.pipeline_video_compression import VideoCompressionPipeline
-from .pipelines.pipeline_video_reconstruction import VideoReconstructionPipeline
-from .schedulers.scheduling_flow_match_gap import FlowMatchGapScheduler
 
 
-MODELS = (AutoencoderKL3D, FrameSelectVAE, GapDiT)
-SCHEDULERS = (FlowMatchGapScheduler,)
-PIPELINES = (GapDiTPipeline, VideoCompressionPipeline, VideoReconstructionPipeline)
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
-# Conversion module and subfolder of each model that loads original checkpoints.
-_SINGLE_FILES = {
-    "AutoencoderKL3D": ("convert_autoencoder_kl_3d", "vae"),
-    "FrameSelectVAE": ("convert_frame_select_vae", "vae"),
-    "GapDiT": ("convert_gap_dit", "transformer"),
+
+MODELS = {
+    "AutoencoderKL3D": "models.autoencoder_kl_3d",
+    "FrameSelectVAE": "models.frame_select_vae",
+    "GapDiT": "models.gap_dit",
 }
+SCHEDULERS = {"FlowMatchGapScheduler": "schedulers.scheduling_flow_match_gap"}
+PIPELINES = {
+    "GapDiTPipeline": "pipelines.pipeline_gap_dit",
+    "VideoCompressionPipeline": "pipelines.pipeline_video_compression",
+    "VideoReconstructionPipeline": "pipelines.pipeline_video_reconstruction",
+}
+CLASSES = {**MODELS, **SCHEDULERS, **PIPELINES}
+
+# Where models that load original checkpoints lie in a pipeline.
+_SINGLE_FILES = {"AutoencoderKL3D": "vae", "FrameSelectVAE": "vae", "GapDiT": "transformer"}
 
 
-def register():
+def register() -> None:
     r"""Enters this package's classes in diffusers' registries. Doing it again changes nothing."""
+    when_imported("diffusers", _register_names)
+    when_imported("diffusers.pipelines.pipeline_loading_utils", _register_library)
+    when_imported("diffusers.loaders.single_file_model", _register_single_files)
+    for name, module in CLASSES.items():
+        when_imported(f"{LIBRARY}.{module}", _adopt(name))
+
+
+def _register_names(diffusers: ModuleType) -> None:
+    """Lets `diffusers.GapDiT` and the like import the class from here, where diffusers has nothing of that name."""
+    # diffusers imports its classes lazily from modules inside of it, among which this package goes by its name.
+    sys.modules[f"diffusers.{LIBRARY}"] = sys.modules[LIBRARY]
+    for name in CLASSES:
+        diffusers._class_to_module.setdefault(name, LIBRARY)
+
+
+def _register_library(loading: ModuleType) -> None:
+    """Lets `model_index.json` name this package as the library of a component."""
     bases = ("ModelMixin", "SchedulerMixin", "DiffusionPipeline")
-    LOADABLE_CLASSES[LIBRARY] = {base: ["save_pretrained", "from_pretrained"] for base in bases}
-    for registered in (*MODELS, *SCHEDULERS, *PIPELINES):
-        if not hasattr(diffusers, registered.__name__):
-            setattr(diffusers, registered.__name__, registered)
-        # Model files travel alone and so cannot import this package's publishing themselves.
-        registered.push_to_hub = push_to_hub
-    for pipeline in PIPELINES:
-        pipeline._dict_from_json_file = classmethod(_read_pipeline_config)
-        pipeline.extract_init_dict = classmethod(_extract_init_dict)
-        pipeline.save_config = _save_config
-    for name, (module, subfolder) in _SINGLE_FILES.items():
-        SINGLE_FILE_LOADABLE_CLASSES[name] = {
-            "checkpoint_mapping_fn": _deferred(module, "map_single_file_checkpoint"),
-            "config_mapping_fn": _deferred(module, "map_single_file_config"),
+    loading.LOADABLE_CLASSES[LIBRARY] = {base: ["save_pretrained", "from_pretrained"] for base in bases}
+
+
+def _register_single_files(loading: ModuleType) -> None:
+    for name, subfolder in _SINGLE_FILES.items():
+        loading.SINGLE_FILE_LOADABLE_CLASSES[name] = {
+            "checkpoint_mapping_fn": _of_conversion(name, "map_single_file_checkpoint"),
+            "config_mapping_fn": _of_conversion(name, "map_single_file_config"),
             "default_subfolder": subfolder,
         }
 
 
+def _adopt(name: str) -> Callable[[ModuleType], None]:
+    """Gives a class what its own file must not import: model and pipeline files also travel alone."""
+
+    def adopt(module: ModuleType) -> None:
+        from .hub.push import push_to_hub
+
+        adopted = getattr(module, name)
+        adopted.push_to_hub = push_to_hub
+        if name in PIPELINES:
+            adopted._dict_from_json_file = classmethod(_read_pipeline_config)
+            adopted.extract_init_dict = classmethod(_extract_init_dict)
+            adopted.save_config = _save_config
+
+    return adopt
+
+
 def _read_pipeline_config(cls: type, json_file: str) -> dict[str, Any]:
-    return read_pipeline_config(json_file, {known.__name__ for known in (*MODELS, *SCHEDULERS, *PIPELINES)})
+    return read_pipeline_config(json_file, CLASSES)
 
 
 def _extract_init_dict(cls: type, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+    from diffusers import DiffusionPipeline
+
     # The only hook that `DiffusionPipeline.from_pretrained` passes through on its way to a registered class.
     check_format(config_dict)
     return super(DiffusionPipeline, cls).extract_init_dict(config_dict, **kwargs)
 
 
-def _save_config(self: DiffusionPipeline, *args: Any, **kwargs: Any):
+def _save_config(self: DiffusionPipeline, *args: Any, **kwargs: Any) -> None:
+    from diffusers import DiffusionPipeline
+
     self.register_to_config(**{FORMAT_KEY: FORMAT_VERSION})
     DiffusionPipeline.save_config(self, *args, **kwargs)
 
 
-def _deferred(module: str, function: str) -> Callable[..., Any]:
-    """A conversion function whose module is imported on the first call: importing the package converts nothing."""
+def _of_conversion(model: str, method: str) -> Callable[..., Any]:
+    """A method of a model's conversion, which is imported on the first call."""
 
-    def call(checkpoint: dict, **kwargs: Any) -> Any:
-        return getattr(import_module(f"{LIBRARY}.conversion.{module}"), function)(checkpoint=checkpoint, **kwargs)
+    def call(checkpoint: dict[str, Any], **kwargs: Any) -> Any:
+        from .conversion import CONVERSIONS
+
+        return getattr(CONVERSIONS[model], method)(checkpoint=checkpoint, **kwargs)
 
     return call

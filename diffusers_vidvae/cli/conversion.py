@@ -18,6 +18,8 @@ from .options import DType, Force, Json
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, ModelMixin
 
+    from diffusers_vidvae.conversion import Checkpoint, Conversion
+
 
 def add_commands(app: typer.Typer) -> None:
     app.command()(convert)
@@ -42,8 +44,6 @@ def convert(
     json: Json = False,
 ) -> None:
     """Convert an original checkpoint to a folder that `from_pretrained` loads."""
-    import torch
-
     from diffusers_vidvae.conversion import detect_source, open_checkpoint
 
     opened = open_checkpoint(checkpoint)
@@ -54,6 +54,8 @@ def convert(
     if output is None:
         raise CommandError("--output FOLDER is missing (or --dry-run)")
     check_output_folder(output, force)
+    import torch
+
     torch_dtype = None if dtype is None else getattr(torch, dtype.value)
     with console.progress_of("Converting", len(opened.shapes)) as advance:
 
@@ -82,19 +84,16 @@ def convert(
     )
 
 
-def print_plan(checkpoint: Any, source: Any, json: bool) -> None:
+def print_plan(checkpoint: Checkpoint, source: Conversion, json: bool) -> None:
     """Prints what becomes of every tensor of a checkpoint."""
     from diffusers_vidvae.conversion import describe_plan
-    from diffusers_vidvae.conversion.checkpoints import check_plan
 
-    config = source.infer_config(checkpoint.shapes)
-    plan = source.key_plan(config)
-    check_plan(checkpoint, plan, getattr(source, "IGNORED_KEYS", None))
+    plan = source.plan(checkpoint)
     if json:
-        tensors = {key: {"shape": planned.shape, "targets": planned.targets} for key, planned in plan.items()}
-        console.print_json({"config": config, "tensors": tensors})
+        tensors = {key: {"shape": planned.shape, "targets": planned.targets} for key, planned in plan.tensors.items()}
+        console.print_json({"config": plan.config, "tensors": tensors})
     else:
-        print(describe_plan(checkpoint, plan))
+        print(describe_plan(checkpoint, plan.tensors))
 
 
 def make_pipeline(model: ModelMixin, vae: str | None, dtype: Any) -> DiffusionPipeline:

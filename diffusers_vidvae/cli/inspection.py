@@ -124,7 +124,6 @@ def _describe_weights(path: Path) -> dict[str, Any]:
 def describe_checkpoint(checkpoint: Any) -> dict[str, Any]:
     """Keys and parameters of a checkpoint, the model it is of, and whether every key fits that model."""
     from diffusers_vidvae.conversion import CheckpointError, detect_source
-    from diffusers_vidvae.conversion.checkpoints import check_plan
 
     report: dict[str, Any] = {
         "num_keys": len(checkpoint.shapes),
@@ -133,16 +132,15 @@ def describe_checkpoint(checkpoint: Any) -> dict[str, Any]:
         "fits": None,
     }
     try:
-        module = detect_source(checkpoint)
+        source = detect_source(checkpoint)
     except CheckpointError:
         return report | {"problem": "the keys are those of no known model"}
-    report["source"] = module.__name__.rsplit(".", 1)[-1].removeprefix("convert_")
+    report["source"] = source.name
     try:
-        config = module.infer_config(checkpoint.shapes)
-        check_plan(checkpoint, module.key_plan(config), getattr(module, "IGNORED_KEYS", None))
+        plan = source.plan(checkpoint)
     except CheckpointError as error:
         return report | {"fits": False, "problem": str(error)}
-    return report | {"fits": True, "config": config}
+    return report | {"fits": True, "config": plan.config}
 
 
 def _describe_folder(folder: Path) -> dict[str, Any]:

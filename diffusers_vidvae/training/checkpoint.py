@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diffusers_vidvae.conversion.checkpoints import CheckpointError
+from diffusers_vidvae.errors import CheckpointError
 from diffusers_vidvae.files import sync
 
 from .config import differing_fields
