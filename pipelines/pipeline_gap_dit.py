@@ -22,6 +22,7 @@ from diffusers.utils import is_torch_xla_available, replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 
+from diffusers_vidvae.autoencoders import require_frame_select
 from diffusers_vidvae.models.clip_windows import clip_windows
 from diffusers_vidvae.models.frame_select_vae import FrameSelectVAE
 from diffusers_vidvae.models.gap_dit import GapDiT
@@ -69,7 +70,7 @@ class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
 
     Args:
         transformer: The model of latent frames and gaps.
-        vae: The autoencoder whose latents it generates.
+        vae: The autoencoder whose latents it generates; None for `output_type="latent"` alone.
         scheduler: Any flow-matching scheduler of diffusers. Multistep solvers need `use_flow_sigmas=True` and
             `prediction_type="flow_prediction"`.
     """
@@ -80,7 +81,7 @@ class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
     def __init__(
         self,
         transformer: GapDiT,
-        vae: FrameSelectVAE,
+        vae: FrameSelectVAE | None,
         scheduler: FlowMatchGapScheduler
         | FlowMatchEulerDiscreteScheduler
         | FlowMatchHeunDiscreteScheduler
@@ -89,6 +90,7 @@ class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         | DPMSolverMultistepScheduler,
     ):
         super().__init__()
+        require_frame_select(vae, type(self).__name__)
         self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)
         self.vae_scale_factor = self.vae.config.patch_size if getattr(self, "vae", None) else 16
         self.sample_size = self.transformer.config.sample_size if getattr(self, "transformer", None) else 16
@@ -131,7 +133,12 @@ class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 ' `use_flow_sigmas=True` and `prediction_type="flow_prediction"`, got'
                 f" {type(self.scheduler).__name__}."
             )
-        if self.transformer.config.in_channels != self.vae.config.latent_channels:
+        if self.vae is None and (output_type != "latent" or frame_indices):
+            raise ValueError(
+                f"Without a `vae` there are latents only, and no frames can be given: `output_type` must be 'latent',"
+                f" got {output_type!r} and {len(frame_indices)} frames."
+            )
+        if self.vae is not None and self.transformer.config.in_channels != self.vae.config.latent_channels:
             raise ValueError(
                 f"The transformer generates {self.transformer.config.in_channels} latent channels, the autoencoder has"
                 f" {self.vae.config.latent_channels}."
@@ -169,8 +176,8 @@ class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 )
             if len(frame_indices) > count:
                 raise ValueError(f"{len(frame_indices)} given frames do not fit in {count} latent frames.")
-            longest = self._longest_video(count) if length is None else length
             for index in frame_indices:
+                longest = self._longest_video(count) if length is None else length
                 if not 0 <= index < longest:
                     raise ValueError(
                         f"`frame_indices` must be from 0 to {longest - 1} in a video of {longest} frames, got {index}."
@@ -180,6 +187,7 @@ class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
 
     def _longest_video(self, num_latent_frames: int) -> int:
         """The autoencoder has never seen two kept frames farther apart than its longest clip."""
+        assert self.vae is not None
         return num_latent_frames * self.vae.config.max_num_frames
 
     def _latent_shape(self, batch_size: int, num_latent_frames: int, height: int, width: int) -> tuple[int, ...]:
@@ -309,6 +317,52 @@ class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         self.scheduler.set_begin_index(0)
         return self.scheduler.timesteps, self.scheduler.sigmas.tolist()
 
+    @torch.no_grad()
+    def decode(
+        self,
+        latents: torch.Tensor,
+        gaps: torch.Tensor,
+        num_frames: int | list[int] | torch.Tensor,
+        output_type: str = "pil",
+    ) -> list[Any] | np.ndarray | torch.Tensor:
+        r"""Decodes what `output_type="latent"` gave, now or after it was saved.
+
+        Args:
+            latents: Latent frames, `(batch, latent_channels, kept, height, width)`: the output's `frames`.
+            gaps: The output's `gaps`, int64 `(batch, kept)`.
+            num_frames: The output's `num_frames`: length of every video.
+            output_type: `"pil"`, `"np"` or `"pt"`.
+
+        Returns:
+            The videos, as `__call__` returns them in `frames`.
+
+        Raises:
+            ValueError: There is no `vae`, shapes do not fit each other or the autoencoder, or gaps lead beyond a
+                video's end.
+        """
+        if self.vae is None:
+            raise ValueError("Decoding needs a `vae`, which this pipeline was made without.")
+        if output_type not in OUTPUT_TYPES[:-1]:
+            raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES[:-1]}, got {output_type!r}.")
+        if latents.ndim != 5 or gaps.shape != (latents.shape[0], latents.shape[2]):
+            raise ValueError(
+                f"`latents` (batch, channels, kept, height, width) and `gaps` (batch, kept) do not fit each other: got"
+                f" {tuple(latents.shape)} and {tuple(gaps.shape)}."
+            )
+        device = self._execution_device
+        latents, gaps = latents.to(device), gaps.to(device)
+        lengths = torch.as_tensor(num_frames, device=device).expand(len(gaps))
+        # Padding, and nothing else but a first frame, is 0 frames away from the one before it.
+        frame_mask = (gaps > 0) | (torch.arange(gaps.shape[1], device=device) == 0)
+        positions = gaps.cumsum(dim=1)
+        for last, length in zip(positions[:, -1].tolist(), lengths.tolist(), strict=True):
+            if last >= length:
+                raise ValueError(f"`gaps` lead to frame {last} of a video of {length} frames.")
+        plan = GapPlan(gaps=gaps, positions=positions, num_frames=lengths)
+        videos = _stack(self.decode_latents(latents, plan, frame_mask, output_type), output_type)
+        self.maybe_free_model_hooks()
+        return videos
+
     def decode_latents(
         self, latents: torch.Tensor, plan: GapPlan, frame_mask: torch.Tensor, output_type: str = "pil"
     ) -> list[Any]:
@@ -403,7 +457,8 @@ class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             generator: Source of noise; a list gives every video its own.
             latents: Noise to start from, `(batch, in_channels + num_gap_channels, kept, height / patch, width /
                 patch)`.
-            output_type: `"pil"`, `"np"`, `"pt"`, or `"latent"` for latent frames as they leave the last step.
+            output_type: `"pil"`, `"np"`, `"pt"`, or `"latent"` for latent frames as they leave the last step,
+                which `decode` takes later.
             return_dict: Whether to return a `GapDiTPipelineOutput` instead of a tuple.
             attention_kwargs: `{"scale": weight}` sets the weight of active LoRAs.
             callback_on_step_end: Called after every step with the pipeline, the step's number and timestep, and a

@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import replace_example_docstring
 from diffusers.video_processor import VideoProcessor
 
+from diffusers_vidvae.autoencoders import require_frame_select
 from diffusers_vidvae.codec import (
     QUANTIZATIONS,
     CompressedVideo,
@@ -72,6 +73,7 @@ class VideoCompressionPipeline(DiffusionPipeline):
 
     def __init__(self, vae: FrameSelectVAE):
         super().__init__()
+        require_frame_select(vae, type(self).__name__)
         self.register_modules(vae=vae)
         self.video_processor = VideoProcessor(do_resize=False)
         self._interrupt = False

@@ -7,7 +7,7 @@ r"""What the package knows of other people's autoencoders: sizes, signatures, an
 from __future__ import annotations
 
 from .geometry import Lengths, VideoGeometry, crop_clip, pad_clip
-from .geometry_rules import AnyVideoAutoencoder, class_names
+from .geometry_rules import AnyVideoAutoencoder, class_names, require_frame_select
 from .probing import geometry_of, open_autoencoder, probe_geometry
 from .video_autoencoder import EncodedClip, Posterior, VideoAutoencoder
 
@@ -25,4 +25,5 @@ __all__ = [
     "open_autoencoder",
     "pad_clip",
     "probe_geometry",
+    "require_frame_select",
 ]

@@ -160,3 +160,13 @@ else:
 def class_names(model: Any) -> list[str]:
     """Names of the model's class and its bases. Rules go by name, since code from the Hub has classes of its own."""
     return [cls.__name__ for cls in type(model).__mro__]
+
+
+def require_frame_select(vae: Any, needed_by: str) -> None:
+    r"""Refuses an autoencoder that does not select frames, by its name; None passes.
+
+    Raises:
+        ValueError: It is another one.
+    """
+    if vae is not None and "FrameSelectVAE" not in class_names(vae):
+        raise ValueError(f"{needed_by} needs a FrameSelectVAE as `vae`, got {type(vae).__name__}.")

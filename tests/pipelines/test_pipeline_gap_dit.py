@@ -3,12 +3,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from gap_dit_components import SCHEDULERS, make_pipeline, seeded
 from PIL import Image
 from safetensors.torch import load_file
 
-from diffusers_vidvae import FlowMatchGapScheduler, GapDiTPipeline
+from diffusers_vidvae import (
+    AutoencoderKL3D,
+    FlowMatchGapScheduler,
+    GapDiTPipeline,
+    VideoCompressionPipeline,
+    demo_model,
+)
 from diffusers_vidvae.schedulers.scheduling_flow_match_gap import GapPlan
 
 
@@ -26,6 +32,44 @@ def pipe(shared_pipe):
 @pytest.fixture(scope="module")
 def flow_pipe():
     return make_pipeline("flow")
+
+
+# Latents now, frames later
+
+
+@pytest.mark.parametrize("num_frames", [None, [9, 21]])
+def test_latents_are_decoded_later_to_the_same_frames(pipe, num_frames):
+    options = {"num_latent_frames": [3, 5], "num_frames": num_frames, "num_inference_steps": 2}
+    expected = pipe(**options, generator=seeded(0, 1), output_type="pt")
+    bare = GapDiTPipeline(pipe.transformer, None, FlowMatchGapScheduler())
+    bare.set_progress_bar_config(disable=True)
+    saved = bare(**options, generator=seeded(0, 1), output_type="latent")
+    frames = pipe.decode(saved.frames, saved.gaps, saved.num_frames, output_type="pt")
+    torch.testing.assert_close(frames, expected.frames)
+
+
+def test_what_needs_an_autoencoder_says_so(pipe):
+    bare = GapDiTPipeline(pipe.transformer, None, FlowMatchGapScheduler())
+    with pytest.raises(ValueError, match="Without a `vae` .* must be 'latent', got 'pil' and 0 frames"):
+        bare(num_inference_steps=1)
+    with pytest.raises(ValueError, match="got 'latent' and 1 frames"):
+        bare(image=Image.new("RGB", (16, 16)), num_inference_steps=1, output_type="latent")
+    with pytest.raises(ValueError, match="Decoding needs a `vae`"):
+        bare.decode(torch.zeros(1, 6, 2, 4, 4), torch.tensor([[0, 3]]), 8)
+    with pytest.raises(ValueError, match="lead to frame 9 of a video of 8 frames"):
+        pipe.decode(torch.zeros(1, 6, 2, 4, 4), torch.tensor([[0, 9]]), 8)
+    with pytest.raises(ValueError, match=r"do not fit each other: got \(1, 6, 2, 4, 4\) and \(1, 3\)"):
+        pipe.decode(torch.zeros(1, 6, 2, 4, 4), torch.tensor([[0, 1, 2]]), 8)
+
+
+@pytest.mark.parametrize("pipeline", [DiffusionPipeline, GapDiTPipeline, VideoCompressionPipeline])
+def test_another_autoencoder_is_named(pipeline):
+    with torch.device("meta"):
+        vae = AutoencoderKL3D(block_out_channels=(8,) * 4)
+    with pytest.raises(ValueError, match=r"Pipeline needs a FrameSelectVAE as `vae`, got AutoencoderKL3D\."):
+        VideoCompressionPipeline(vae) if pipeline is VideoCompressionPipeline else pipeline.from_pretrained(
+            demo_model(), vae=vae
+        )
 
 
 # Parity
