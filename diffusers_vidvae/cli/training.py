@@ -9,7 +9,7 @@ from dataclasses import asdict
 from enum import Enum
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -39,6 +39,7 @@ class TrainedModel(str, Enum):
 
 def add_commands(app: typer.Typer) -> None:
     app.command()(train)
+    app.command()(index)
     app.command("encode-dataset")(encode_dataset)
     app.command()(stats)
 
@@ -63,10 +64,52 @@ def train(
         console.print_fields(f"{folder}: trained", {"model": model.value})
 
 
+def index(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(help="Folders of videos and images, lists of files (.txt, .csv, .tsv, .jsonl), files."),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Index to write (.jsonl). Default: a hidden file in each folder."),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Files looked at at once. Default: processors.")] = None,
+    json: Json = False,
+) -> None:
+    """Look at the files of a data set once, so that trainings start without; again for what is new or changed."""
+    from diffusers_vidvae.training.sources import index_sources
+
+    if output is not None and output.suffix != ".jsonl":
+        raise CommandError(f"--output {output}: an index must end in .jsonl")
+    found = index_sources(sources, output, threads)
+    readable = found.readable()
+    report = {
+        "output": output,
+        "files": len(found),
+        "readable": len(readable),
+        "frames": int(readable.num_frames().sum()),
+        "captions": sum(1 for caption in readable.captions if caption),
+        "fingerprint": readable.fingerprint(),
+        "errors": [{"path": found.path(place), "error": error} for place, error in found.errors.items()],
+    }
+    if json:
+        console.print_json(report)
+        return
+    fields = {"files": f"{len(readable)} of {len(found)} readable", "frames": report["frames"]}
+    fields |= {"captions": report["captions"] or None, "index": output}
+    console.print_fields(", ".join(map(str, sources)), fields)
+    for error in found.errors.values():
+        console.print_warning(error)
+
+
 def encode_dataset(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of videos and images, or files.")],
+    folders: Annotated[
+        list[Path], typer.Argument(help="Folders of videos and images, lists of files, indexes, files.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of latents to write, or to finish.")],
-    num_clips: Annotated[int, typer.Option(help="Random clips to encode.")],
+    num_clips: Annotated[
+        int | None, typer.Option(min=1, help="Random clips to encode. Default: every file once, window by window.")
+    ] = None,
     model: Model = None,
     num_frames: Annotated[
         int | None, typer.Option(min=1, help="Frames of a clip. Default: the model's window.")
@@ -78,38 +121,64 @@ def encode_dataset(
     min_crop: Annotated[float, typer.Option(help="Smallest random crop, as a share of the shorter side.")] = 0.5,
     shard_size: Annotated[int, typer.Option(help="Clips in a file.")] = 512,
     batch_size: Annotated[int, typer.Option(help="Clips encoded at once.")] = 8,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode ahead, for each that encodes.")] = 0,
+    latent_type: Annotated[str, typer.Option(help="fp16, bf16, fp32 or int8.")] = "fp16",
+    max_damaged: Annotated[float, typer.Option(min=0, max=1, help="Share of clips that may be unreadable.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Seed of the choice of clips and crops.")] = 0,
     device: Device = None,
     dtype: ModelDType = None,
     json: Json = False,
 ) -> None:
-    """Encode random clips with a FrameSelectVAE once, to train a GapDiT on their latents."""
-    from diffusers_vidvae.training.config import DataConfig
-    from diffusers_vidvae.training.data import ClipDataset
-    from diffusers_vidvae.training.latents import encode_dataset as encode
+    """Encode a data set with any autoencoder once, to train on its latents; several processes share the work.
 
-    vae = models.load_model(model, models.Device.choose(device, dtype))
-    models.require_class(vae, "FrameSelectVAE", model)
+    On several processes or machines: `accelerate launch -m diffusers_vidvae encode-dataset ...` or `torchrun`.
+    """
+    from accelerate import Accelerator
+
+    from diffusers_vidvae.training.config import DataConfig
+    from diffusers_vidvae.training.data import ClipDataset, EveryWindow
+    from diffusers_vidvae.training.encoding import encode_dataset as encode
+
+    place = models.Device.choose(device, dtype)
+    accelerator = Accelerator(cpu=place.device == "cpu")
+    vae = models.load_model(model, place)
     data = DataConfig(
         folders=[str(folder) for folder in folders],
         procedural_share=0.0,
-        num_frames=num_frames or vae.config.clip_num_frames,
-        sample_size=sample_size or vae.config.sample_size,
+        num_frames=num_frames or getattr(vae.config, "clip_num_frames", 16),
+        sample_size=sample_size or trained_side(vae),
         fps=fps,
         min_crop=min_crop,
     )
-    encode(vae, ClipDataset(data, seed), output, num_clips, shard_size, batch_size)
+    with accelerator.local_main_process_first():
+        clips = EveryWindow(data) if num_clips is None else ClipDataset(data, seed)
+    count = len(clips) if isinstance(clips, EveryWindow) else num_clips
+    done = encode(vae, clips, output, count, shard_size, batch_size, accelerator, workers, latent_type, max_damaged)
+    if not accelerator.is_main_process:
+        return
     report = {
         "output": output,
         "model": models.model_name(model),
-        "num_clips": num_clips,
+        "num_clips": done.num_clips,
         "num_frames": data.num_frames,
+        "damaged": done.damaged,
+        "waited": done.waited,
+        "seconds": done.seconds,
     }
     if json:
         console.print_json(report)
-    else:
-        fields = {"model": report["model"], "clips": f"{num_clips} of {data.num_frames} frames"}
-        console.print_fields(str(output), fields)
+        return
+    waited = None if done.waited is None else f"{done.waited:.0%} of {done.seconds:.0f} s for clips"
+    fields = {"model": report["model"], "clips": f"{done.num_clips} of {data.num_frames} frames", "waited": waited}
+    console.print_fields(str(output), fields)
+    for clip in done.damaged:
+        console.print_warning(clip["error"])
+
+
+def trained_side(vae: Any) -> int:
+    """Side of the clips that a model was trained on, as its config has it; 256 where it does not say."""
+    size = vae.config.get("sample_size") or 256
+    return size if isinstance(size, int) else min(size)
 
 
 def stats(

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from diffusers_vidvae.media import MediaError
+
 from .config import DataConfig
 from .draws import ShuffledOrder, numpy_generator
 from .folders import ClipFolder
@@ -93,6 +95,55 @@ class ClipDataset(Dataset):
         return frames
 
 
+class EveryWindow(Dataset):
+    r"""Every file once, cut into windows that follow each other; what is left at a file's end is a shorter clip.
+
+    An item is as that of `ClipDataset`, of the middle square of the frames and not changed otherwise. A window that
+    cannot be read has no real frame, and the reason under `"error"`.
+
+    Args:
+        config: Files, length, size and rate of the clips; the rest does not matter.
+
+    Raises:
+        ValueError: A folder does not exist or holds nothing readable.
+    """
+
+    def __init__(self, config: DataConfig):
+        self.config = config
+        self.folder = ClipFolder(
+            config.folders,
+            config.num_frames,
+            config.sample_size,
+            fps=config.fps,
+            holdout=config.holdout,
+            index_file=config.index,
+        )
+        windows = -(-self.folder.lengths // config.num_frames)
+        self.ends = np.cumsum(windows)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        config = self.config
+        place = int(np.searchsorted(self.ends, number, side="right"))
+        windows_before = int(self.ends[place - 1]) if place else 0
+        item: dict[str, Any] = {"draw": torch.tensor(number)}
+        try:
+            frames = self.folder.middle(place, (number - windows_before) * config.num_frames)
+        except MediaError as error:
+            frames = torch.zeros(0, config.sample_size, config.sample_size, 3, dtype=torch.uint8)
+            item["error"] = str(error)
+        item["sample"], item["frame_mask"] = padded_and_masked(to_model_range(frames), config.num_frames)
+        return item | {"caption": self.folder.index.captions[place]}
+
+    def fingerprint(self) -> str:
+        """Digest of all that decides what an item is."""
+        settings = {name: getattr(self.config, name) for name in ("num_frames", "sample_size", "fps")}
+        settings |= {"recipe": RECIPE_VERSION, "files": self.folder.index.fingerprint(), "windows": "every"}
+        return sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
 def procedural_clips(config: DataConfig, seed_offset: int = 0) -> ProceduralClips:
     """The procedural set of a configuration; another `seed_offset` gives clips that training never sees."""
     return ProceduralClips(
@@ -153,3 +204,10 @@ def padded_and_masked(sample: torch.Tensor, num_frames: int) -> tuple[torch.Tens
     padded = sample.new_zeros(sample.shape[0], num_frames, *sample.shape[2:])
     padded[:, :length] = sample
     return padded, torch.arange(num_frames) < length
+
+
+def repeat_last_frame(sample: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
+    """Replaces the padding of clips by their last real frame, as the model itself pads."""
+    last = frame_mask.sum(dim=1, keepdim=True) - 1
+    index = torch.minimum(torch.arange(sample.shape[2], device=sample.device)[None], last)  # (B, T)
+    return sample.gather(2, index[:, None, :, None, None].expand_as(sample))

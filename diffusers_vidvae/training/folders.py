@@ -98,6 +98,18 @@ class ClipFolder:
             f"{MAX_ATTEMPTS} files in turn could not be read where a clip was to start; {self.skipped[-1][1]}"
         )
 
+    def middle(self, place: int, start: int) -> torch.Tensor:
+        """Frames from `start` on of a file, the largest square in the middle, as `clip` gives them.
+
+        Raises:
+            MediaError: The file is damaged there.
+        """
+        frames = self._window(place, start)
+        height, width = frames.shape[1:3]
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        return resize_frames(frames[:, top : top + side, left : left + side], self.sample_size, self.sample_size)
+
     def _check_files(self, names: str) -> None:
         if not len(self.index):
             reason = f"; of {len(self.skipped)} files none can be read, {self.skipped[0][1]}" if self.skipped else "."

@@ -30,7 +30,7 @@ from diffusers_vidvae.models.autoencoder_kl_3d import AutoencoderKL3D
 
 from .config import TrainConfig, check_range, load_config
 from .contact_sheet import save_contact_sheet
-from .data import ClipDataset, HeldOutClips
+from .data import ClipDataset, HeldOutClips, repeat_last_frame
 from .draws import draw_latents, torch_generators
 from .latent_terms import LatentTerms, LatentTermsConfig
 from .launch import config_path, run_from_command_line
@@ -139,13 +139,6 @@ def _adversarial_losses(
     adversarial = hinge_generator_loss(functional_call(discriminator, constants, (decoded,)))
     judging = hinge_discriminator_loss(discriminator(sample), discriminator(decoded.detach()))
     return adversarial, judging
-
-
-def repeat_last_frame(sample: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
-    """Replaces the padding of clips by their last real frame, as the model itself pads."""
-    last = frame_mask.sum(dim=1, keepdim=True) - 1
-    index = torch.minimum(torch.arange(sample.shape[2], device=sample.device)[None], last)  # (B, T)
-    return sample.gather(2, index[:, None, :, None, None].expand_as(sample))
 
 
 @torch.no_grad()

@@ -36,7 +36,8 @@ from .config import RunConfig, TrainConfig, check_range, load_config
 from .contact_sheet import save_contact_sheet
 from .data import ClipDataset
 from .draws import draw_latents, normal_noise, torch_generators
-from .latents import LatentDataset, encode_dataset
+from .encoding import encode_dataset
+from .latent_shards import LatentDataset
 from .launch import config_path, run_from_command_line
 from .losses import flow_matching_loss, gap_regression_loss
 from .pretrained import load_pretrained, starting_model

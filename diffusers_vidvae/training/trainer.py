@@ -394,7 +394,11 @@ def make_accelerator(run: RunConfig) -> Accelerator:
     """An accelerator for a run, with the seed set in every process."""
     mixed_precision = "no" if run.mixed_precision == "fp32" else run.mixed_precision
     accelerator = Accelerator(
-        mixed_precision=mixed_precision, cpu=run.cpu, log_with=run.trackers or None, project_dir=run.output_dir
+        # torchrun splits a training on processors alone only if it is told of these.
+        mixed_precision=mixed_precision,
+        cpu=run.cpu or not torch.accelerator.is_available(),
+        log_with=run.trackers or None,
+        project_dir=run.output_dir,
     )
     set_seed(run.seed)
     return accelerator
