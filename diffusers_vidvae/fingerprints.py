@@ -75,7 +75,7 @@ def weights_sketch(model: nn.Module) -> tuple[float, ...] | None:
     Up to 256 numbers are taken of every parameter, evenly spread.
 
     Returns:
-        `SKETCH_LENGTH` numbers; None where weights are not at hand as numbers of 16 bits or more: offloaded, quantised.
+        `SKETCH_LENGTH` numbers; None where weights are not at hand as floats of 16 bits or more: offloaded, quantised.
     """
     parts = []
     for name, weight in sorted(model.named_parameters()):

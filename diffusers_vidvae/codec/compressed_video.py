@@ -1,3 +1,5 @@
+"""A compressed clip, in memory or read from a file."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -8,11 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusers_vidvae.files import atomic_file
 from diffusers_vidvae.metrics.rate import bits_per_pixel, kilobits_per_second
 
-from .atomic import atomic_file, write_all
+from .coded_container import MAGIC
+from .coded_reader import CodedFsvReader
 from .container import StoredTensor, payload_bytes, prologue_size, stored_tensors
-from .errors import FsvError
+from .errors import FsvError, naming_file
+from .fsv_file import FsvFile
 from .header import FsvHeader
 from .reader import FsvReader
 from .window import LatentWindow, WindowSelection
@@ -58,10 +63,10 @@ class CompressedVideo:
         frames = 0
         for window in self.selections:
             if window.start != frames:
-                raise FsvError(f"start: a window begins at frame {window.start}, the one before it ends at {frames}")
+                raise FsvError(f"start: a window begins at frame {window.start}, the one before it ends at {frames}.")
             frames += window.num_frames
         if frames != self.header.num_frames or not frames:
-            raise FsvError(f"num_frames: the windows cover {frames} frames, the header says {self.header.num_frames}")
+            raise FsvError(f"num_frames: the windows cover {frames} frames, the header says {self.header.num_frames}.")
 
     def __repr__(self) -> str:
         header = self.header
@@ -81,7 +86,7 @@ class CompressedVideo:
         Raises:
             FsvError: The file cannot be read, is not a compressed video, or is damaged.
         """
-        reader = FsvReader(path)
+        reader = open_fsv(path)
         return cls(reader.header, reader if lazy else list(reader), Path(path))
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
@@ -98,21 +103,23 @@ class CompressedVideo:
             FsvError: The file exists or cannot be written, the disk is full, or a window contradicts the header.
         """
         path = Path(path)
-        if isinstance(self.windows, FsvReader) and self.windows.header == self.header:
+        if isinstance(self.windows, FsvFile) and self.windows.header == self.header:
             _copy_file(self.windows, path, overwrite)
         else:
+            if self.header.is_coded:
+                raise FsvError(f"{path}: quantization: these latents are not coded; a pipeline codes them.")
             with FsvWriter(path, self.header, overwrite) as writer:
                 for window in self.windows:
                     writer.write_window(window)
             self.header = writer.header
-        if isinstance(self.windows, FsvReader) and path.samefile(self.windows.path):
-            self.windows = FsvReader(path)
+        if isinstance(self.windows, FsvFile) and self.windows.path and path.samefile(self.windows.path):
+            self.windows = _reopened(self.windows)
         return path
 
     @property
     def selections(self) -> Sequence[WindowSelection]:
         """Frames and kept frames of every window, without latents."""
-        return self.windows.selections if isinstance(self.windows, FsvReader) else self.windows
+        return self.windows.selections if isinstance(self.windows, FsvFile) else self.windows
 
     @property
     def keep_mask(self) -> Tensor:
@@ -147,24 +154,30 @@ class CompressedVideo:
     @property
     def latent_bits(self) -> int:
         """Bits of the latents and their scales."""
+        if isinstance(self.windows, CodedFsvReader):
+            return 8 * self.windows.latent_bytes
         tensors = self._stored_tensors()
         return 8 * sum(tensors[name].num_bytes for name in ("latents", "scales") if name in tensors)
 
     @property
     def mask_bits(self) -> int:
         """Bits that say which frames are kept: gaps and window table."""
+        if isinstance(self.windows, CodedFsvReader):
+            return 8 * self.windows.index_bytes
         tensors = self._stored_tensors()
         return 8 * sum(tensors[name].num_bytes for name in ("gaps", "window_frames", "window_kept"))
 
     @property
     def payload_bits(self) -> int:
         """Bits of everything but the header."""
+        if isinstance(self.windows, CodedFsvReader):
+            return self.latent_bits + self.mask_bits
         return 8 * payload_bytes(self._stored_tensors())
 
     @property
     def num_bytes(self) -> int:
         """Size of the file; before it is saved, the size that it will have."""
-        if isinstance(self.windows, FsvReader) and self.windows.header == self.header:
+        if isinstance(self.windows, FsvFile) and self.windows.header == self.header:
             return self.windows.num_bytes
         return prologue_size(self.header) + payload_bytes(self._stored_tensors())
 
@@ -200,7 +213,33 @@ class CompressedVideo:
         return stored_tensors(self.header, len(self.windows), self.kept_frames)
 
 
-def _copy_file(reader: FsvReader, path: Path, overwrite: bool) -> None:
-    with atomic_file(path, overwrite) as file:
+def open_fsv(source: str | Path | bytes) -> FsvFile:
+    """Opens an `.fsv` file of any version, or its bytes, and checks all of it.
+
+    Raises:
+        FsvError: The file cannot be read, is not a compressed video, or is damaged.
+    """
+    if isinstance(source, bytes):
+        start = source[: len(MAGIC)]
+    else:
+        with naming_file(source):
+            try:
+                with open(source, "rb") as file:
+                    start = file.read(len(MAGIC))
+            except OSError as error:
+                raise FsvError(f"cannot be read ({error.strerror}).") from error
+    return CodedFsvReader(source) if start == MAGIC else FsvReader(source)
+
+
+def _reopened(reader: FsvFile) -> FsvFile:
+    assert reader.path is not None
+    fresh = open_fsv(reader.path)
+    if isinstance(fresh, CodedFsvReader) and isinstance(reader, CodedFsvReader):
+        fresh.basis = reader.basis
+    return fresh
+
+
+def _copy_file(reader: FsvFile, path: Path, overwrite: bool) -> None:
+    with atomic_file(path, overwrite=overwrite, error=FsvError) as file:
         for chunk in reader.chunks():
-            write_all(file, chunk, path)
+            file.write(chunk)

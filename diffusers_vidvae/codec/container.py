@@ -119,7 +119,7 @@ def without_checksum(prologue: bytes, checksum: str) -> bytes:
     field = b'"sha256":"%s"'
     written = field % checksum.encode()
     if prologue.count(written) != 1:
-        raise FsvError("sha256: the header was rewritten by another program")
+        raise FsvError("sha256: the header was rewritten by another program.")
     return prologue.replace(written, field % _NO_CHECKSUM.encode())
 
 
@@ -132,13 +132,13 @@ def parse_prologue(text: bytes) -> tuple[FsvHeader, dict[str, StoredTensor]]:
     content = _parse_json(text)
     metadata = content.pop("__metadata__", None)
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise FsvError("__metadata__: not a compressed video")
+        raise FsvError("__metadata__: not a compressed video.")
     header = FsvHeader.from_metadata(metadata)
     num_kept, num_windows = (_length(content, name, header.num_frames) for name in ("gaps", "window_kept"))
     tensors = stored_tensors(header, num_windows, num_kept)
     if set(content) != set(tensors):
         odd = min(set(content) ^ set(tensors))
-        raise FsvError(f"{odd[:64]}: {'missing' if odd in tensors else 'unknown tensor'}")
+        raise FsvError(f"{odd[:64]}: {'missing' if odd in tensors else 'unknown tensor'}.")
     for name, tensor in tensors.items():
         expected = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [tensor.start, tensor.stop]}
         _check_entry(name, content[name], expected)
@@ -149,39 +149,39 @@ def _length(content: dict[str, Any], name: str, limit: int) -> int:
     entry = content.get(name)
     shape = entry.get("shape") if isinstance(entry, dict) else None
     if not isinstance(shape, list) or len(shape) != 1 or type(shape[0]) is not int or not 1 <= shape[0] <= limit:
-        raise FsvError(f"{name}: shape is not one whole number from 1 to {limit}")
+        raise FsvError(f"{name}: shape is not one whole number from 1 to {limit}.")
     return shape[0]
 
 
 def _check_entry(name: str, entry: Any, expected: dict[str, Any]) -> None:
     if not isinstance(entry, dict) or set(entry) != set(expected):
-        raise FsvError(f"{name}: expected the entries {', '.join(expected)}")
+        raise FsvError(f"{name}: expected the entries {', '.join(expected)}.")
     for key, value in expected.items():
         # JSON's `1.0` and `true` equal 1 in Python, hence the comparison as text.
         if repr(entry[key]) != repr(value):
-            raise FsvError(f"{name}: {key} is {repr(entry[key])[:64]} where the other fields ask for {value}")
+            raise FsvError(f"{name}: {key} is {repr(entry[key])[:64]} where the other fields ask for {value}.")
 
 
 def _parse_json(text: bytes) -> dict[str, Any]:
     try:
         content = json.loads(text.decode(), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
     except RecursionError as error:
-        raise FsvError("header: nested too deeply") from error
+        raise FsvError("header: nested too deeply.") from error
     except FsvError:
         raise
     except ValueError as error:
-        raise FsvError(f"header: not JSON ({error})") from error
+        raise FsvError(f"header: not JSON ({error}).") from error
     if not isinstance(content, dict):
-        raise FsvError("header: not a JSON object")
+        raise FsvError("header: not a JSON object.")
     return content
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) != len(pairs):
-        raise FsvError("header: a key occurs twice")
+        raise FsvError("header: a key occurs twice.")
     return content
 
 
 def _refuse_constant(constant: str) -> NoReturn:
-    raise FsvError(f"header: {constant} is not JSON")
+    raise FsvError(f"header: {constant} is not JSON.")

@@ -67,7 +67,7 @@ def chunk_frames(symbols_per_frame: int) -> int:
 
 
 class _Phase(NamedTuple):
-    """Places of a frame that are coded at once, as `(first row, first column, step)`, and where their neighbours lie."""
+    """Places that are coded at once, as `(first row, first column, step)`, and where their neighbours lie."""
 
     grids: tuple[tuple[int, int, int], ...]
     neighbours: tuple[tuple[int, int], ...]

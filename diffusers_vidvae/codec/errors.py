@@ -1,3 +1,5 @@
+"""What goes wrong in reading and writing compressed videos."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator

@@ -1,3 +1,5 @@
+"""Compressed clips of the original project."""
+
 from __future__ import annotations
 
 import math
@@ -54,16 +56,16 @@ def read_original_pt(path: str | Path, patch_size: int = 16) -> CompressedVideo:
 
 def _load_dictionary(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise FsvError("no such file")
+        raise FsvError("no such file.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     # The unpickler meets arbitrary bytes, and raises as many kinds of errors.
     except Exception as error:
-        raise FsvError(f"not a torch.save file of tensors and numbers only ({type(error).__name__})") from error
+        raise FsvError(f"not a torch.save file of tensors and numbers only ({type(error).__name__}).") from error
     if not isinstance(content, dict):
-        raise FsvError(f"expected a dictionary with {', '.join(_KEYS)}, got {type(content).__name__}")
+        raise FsvError(f"expected a dictionary with {', '.join(_KEYS)}, got {type(content).__name__}.")
     if missing := [key for key in _KEYS if key not in content]:
-        raise FsvError(f"{missing[0]}: missing")
+        raise FsvError(f"{missing[0]}: missing.")
     return content
 
 
@@ -72,21 +74,21 @@ def _window(content: dict[str, Any]) -> LatentWindow:
     num_frames, num_kept = (_count(content, key) for key in _KEYS[3:])
     batch, slots, tokens, channels = latents.shape
     if batch != 1:
-        raise FsvError(f"compressed: {batch} clips, expected 1")
+        raise FsvError(f"compressed: {batch} clips, expected 1.")
     if latents.dtype not in FLOAT_DTYPES.values():
-        raise FsvError(f"compressed: {latents.dtype} is not float32, bfloat16 or float16")
+        raise FsvError(f"compressed: {latents.dtype} is not float32, bfloat16 or float16.")
     side = math.isqrt(tokens)
     if side * side != tokens or not tokens:
-        raise FsvError(f"compressed: {tokens} tokens do not form a square")
+        raise FsvError(f"compressed: {tokens} tokens do not form a square.")
     for key, tensor in zip(_KEYS[1:3], (gaps, mask), strict=True):
         if tensor.shape != (1, slots):
-            raise FsvError(f"{key}: shape {tuple(tensor.shape)}, expected {(1, slots)}")
+            raise FsvError(f"{key}: shape {tuple(tensor.shape)}, expected {(1, slots)}.")
     if gaps.dtype not in _INTEGERS or mask.dtype not in (torch.bool, *_INTEGERS):
-        raise FsvError(f"selection_indices: {gaps.dtype} and mask {mask.dtype}, expected integers and booleans")
+        raise FsvError(f"selection_indices: {gaps.dtype} and mask {mask.dtype}, expected integers and booleans.")
     if not 1 <= num_kept <= min(slots, num_frames):
-        raise FsvError(f"num_kept_frames: {num_kept} of {num_frames} frames in {slots} slots")
+        raise FsvError(f"num_kept_frames: {num_kept} of {num_frames} frames in {slots} slots.")
     if not torch.equal(mask[0].bool(), torch.arange(slots) < num_kept):
-        raise FsvError(f"compression_mask: not the first {num_kept} of {slots} slots, as num_kept_frames says")
+        raise FsvError(f"compression_mask: not the first {num_kept} of {slots} slots, as num_kept_frames says.")
     kept = latents[0, :num_kept].reshape(num_kept, side, side, channels)
     return LatentWindow(
         start=0, num_frames=num_frames, gaps=gaps[0, :num_kept].long(), latents=kept.permute(3, 0, 1, 2)
@@ -96,15 +98,15 @@ def _window(content: dict[str, Any]) -> LatentWindow:
 def _tensor(content: dict[str, Any], key: str, dimensions: int) -> Tensor:
     value = content[key]
     if not isinstance(value, Tensor) or value.layout != torch.strided or value.device.type != "cpu":
-        raise FsvError(f"{key}: expected a dense tensor")
+        raise FsvError(f"{key}: expected a dense tensor.")
     # A tensor that is not contiguous may be far larger than the file.
     if value.dim() != dimensions or not value.is_contiguous():
-        raise FsvError(f"{key}: expected a contiguous tensor of {dimensions} dimensions, got {tuple(value.shape)}")
+        raise FsvError(f"{key}: expected a contiguous tensor of {dimensions} dimensions, got {tuple(value.shape)}.")
     return value
 
 
 def _count(content: dict[str, Any], key: str) -> int:
     value = content[key]
     if type(value) is not int:
-        raise FsvError(f"{key}: expected a whole number, got {type(value).__name__}")
+        raise FsvError(f"{key}: expected a whole number, got {type(value).__name__}.")
     return value

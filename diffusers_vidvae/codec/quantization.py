@@ -21,6 +21,9 @@ FLOAT_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.flo
 INTEGER_BITS = {"int8": 8, "int4": 4}
 QUANTIZATIONS = (*FLOAT_DTYPES, *INTEGER_BITS)
 
+# Latents that went through the entropy coder.
+CODED = "coded"
+
 # Shares of the data's range that 4 bit codes may span.
 INT4_RANGES = tuple(1 - step / 32 for step in range(16))
 
@@ -44,8 +47,8 @@ class QuantizedLatents:
 
 
 def check_quantization(kind: str) -> None:
-    if kind not in QUANTIZATIONS:
-        raise FsvError(f"quantization: {kind!r} is not one of {', '.join(QUANTIZATIONS)}")
+    if kind not in (*QUANTIZATIONS, CODED):
+        raise FsvError(f"quantization: {kind!r} is not one of {', '.join((*QUANTIZATIONS, CODED))}.")
 
 
 def stored_frame_shape(kind: str, shape: tuple[int, int, int]) -> tuple[int, ...]:
@@ -69,14 +72,14 @@ def quantize(latents: Tensor, kind: str) -> QuantizedLatents:
     channels, _, height, width = latents.shape
     frames = latents.detach().float().cpu()
     if not torch.isfinite(frames).all():
-        raise FsvError(f"latents: {int((~torch.isfinite(frames)).sum())} values are not finite")
+        raise FsvError(f"latents: {int((~torch.isfinite(frames)).sum())} values are not finite.")
     if kind in FLOAT_DTYPES:
         codes, scales = frames.transpose(0, 1).to(FLOAT_DTYPES[kind]), None
     else:
         codes, scales = _affine_codes(frames, kind)
     if not torch.isfinite(codes if scales is None else scales).all():
         raise FsvError(
-            f"latents: values up to {float(frames.abs().max()):.4g} overflow {kind}; bf16 or fp32 hold them"
+            f"latents: values up to {float(frames.abs().max()):.4g} overflow {kind}; bf16 or fp32 hold them."
         )
     return QuantizedLatents(kind, codes.contiguous(), scales, (channels, height, width))
 

@@ -1,3 +1,5 @@
+"""The kept frames of one window of a clip."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -26,16 +28,16 @@ class WindowSelection:
 
     def __post_init__(self) -> None:
         if self.gaps.dim() != 1 or self.gaps.dtype != torch.int64:
-            raise FsvError(f"gaps: expected int64 (kept,), got {self.gaps.dtype} {tuple(self.gaps.shape)}")
+            raise FsvError(f"gaps: expected int64 (kept,), got {self.gaps.dtype} {tuple(self.gaps.shape)}.")
         if not len(self.gaps):
-            raise FsvError(f"gaps: the window at frame {self.start} keeps no frame")
+            raise FsvError(f"gaps: the window at frame {self.start} keeps no frame.")
         if int(self.gaps[0]) < 0 or (self.gaps[1:] < 1).any():
-            raise FsvError(f"gaps: the first must be >= 0 and the others >= 1 in the window at frame {self.start}")
+            raise FsvError(f"gaps: the first must be >= 0 and the others >= 1 in the window at frame {self.start}.")
         # Bounding each gap first keeps the sum from overflowing.
         if int(self.gaps.max()) >= self.num_frames or int(self.gaps.sum()) >= self.num_frames:
             raise FsvError(
                 f"gaps: the last kept frame {int(self.gaps.sum())} of the window at frame {self.start} "
-                f"lies beyond its {self.num_frames} frames"
+                f"lies beyond its {self.num_frames} frames."
             )
 
     def __repr__(self) -> str:
@@ -71,10 +73,10 @@ class LatentWindow(WindowSelection):
         if self.latents.dim() != 4 or not self.latents.is_floating_point():
             raise FsvError(
                 "latents: expected floats (channels, kept, height, width), "
-                f"got {self.latents.dtype} {tuple(self.latents.shape)}"
+                f"got {self.latents.dtype} {tuple(self.latents.shape)}."
             )
         if self.latents.shape[1] != self.num_kept:
-            raise FsvError(f"latents: {self.latents.shape[1]} frames of latents for {self.num_kept} gaps")
+            raise FsvError(f"latents: {self.latents.shape[1]} frames of latents for {self.num_kept} gaps.")
 
     def __repr__(self) -> str:
         return f"{super().__repr__()[:-1]}, latents={tuple(self.latents.shape)})"

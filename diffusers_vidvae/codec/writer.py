@@ -1,3 +1,5 @@
+"""Writing version 1 of `.fsv` files, which is how raw latents are stored."""
+
 from __future__ import annotations
 
 import hashlib
@@ -10,7 +12,8 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from .atomic import atomic_file, refuse_existing, write_all
+from diffusers_vidvae.files import atomic_file, check_output
+
 from .container import encode_prologue, gaps_dtype, prologue_size, stored_tensors
 from .errors import FsvError, naming_file
 from .header import FsvHeader
@@ -46,7 +49,7 @@ class FsvWriter:
         self.path = Path(path)
         self.header = header
         self.overwrite = overwrite
-        refuse_existing(self.path, overwrite)
+        check_output(self.path, overwrite=overwrite, error=FsvError)
         self._stack = ExitStack()
         self._digest = hashlib.sha256()
         # Bytes rather than tensors: small tensors that stay alive between large ones that do not fragment the memory.
@@ -65,7 +68,9 @@ class FsvWriter:
         return sum(self._window_kept)
 
     def __enter__(self) -> FsvWriter:
-        self._file: FileIO = self._stack.enter_context(atomic_file(self.path, self.overwrite))
+        self._file: FileIO = self._stack.enter_context(
+            atomic_file(self.path, overwrite=self.overwrite, error=FsvError)
+        )
         self._prologue_size = prologue_size(self.header)
         # The prologue names numbers known only at the end, so its place is kept free.
         self._file.seek(self._prologue_size)
@@ -88,7 +93,7 @@ class FsvWriter:
                 other latents than it says, its latents are not finite, or the disk is full.
         """
         with naming_file(self.path):
-            self._check_window(window)
+            check_window(self.header, window, self.num_frames)
             quantized = quantize(window.latents, self.header.quantization)
         self._write(_tensor_bytes(quantized.codes))
         if quantized.scales is not None:
@@ -97,25 +102,11 @@ class FsvWriter:
         self._window_frames.append(window.num_frames)
         self._window_kept.append(window.num_kept)
 
-    def _check_window(self, window: LatentWindow) -> None:
-        header, end = self.header, self.num_frames
-        if window.start != end:
-            raise FsvError(f"start: the window begins at frame {window.start}, the one before it ends at {end}")
-        if window.num_frames > header.clip_num_frames:
-            raise FsvError(
-                f"window_frames: {window.num_frames} frames exceed clip_num_frames {header.clip_num_frames}"
-            )
-        if header.num_frames and end + window.num_frames > header.num_frames:
-            raise FsvError(f"num_frames: the windows exceed the {header.num_frames} frames of the header")
-        channels, _, height, width = window.latents.shape
-        if (channels, height, width) != header.latent_shape:
-            raise FsvError(f"latents: {(channels, height, width)} a frame, the header says {header.latent_shape}")
-
     def _finish(self) -> None:
         with naming_file(self.path):
             if self.num_frames != (self.header.num_frames or self.num_frames) or not self._window_frames:
                 raise FsvError(
-                    f"num_frames: {self.num_frames} frames were written of {self.header.num_frames or 'any'}"
+                    f"num_frames: {self.num_frames} frames were written of {self.header.num_frames or 'any'}."
                 )
             header = replace(self.header, num_frames=self.num_frames, sha256="")
         tensors = stored_tensors(header, len(self._window_frames), self.num_kept)
@@ -126,12 +117,29 @@ class FsvWriter:
         self._digest.update(encode_prologue(header, tensors, self._prologue_size))
         self.header = replace(header, sha256=self._digest.hexdigest())
         self._file.seek(0)
-        write_all(self._file, encode_prologue(self.header, tensors, self._prologue_size), self.path)
+        self._file.write(encode_prologue(self.header, tensors, self._prologue_size))
 
     def _write(self, data: bytearray | memoryview) -> None:
         self._digest.update(data)
-        write_all(self._file, data, self.path)
+        self._file.write(data)
 
 
 def _tensor_bytes(tensor: Tensor) -> memoryview:
     return tensor.contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def check_window(header: FsvHeader, window: LatentWindow, end: int) -> None:
+    """Refuses a window that does not follow the `end` frames before it, or contradicts the header.
+
+    Raises:
+        FsvError: The message names the field.
+    """
+    if window.start != end:
+        raise FsvError(f"start: the window begins at frame {window.start}, the one before it ends at {end}.")
+    if window.num_frames > header.clip_num_frames:
+        raise FsvError(f"window_frames: {window.num_frames} frames exceed clip_num_frames {header.clip_num_frames}.")
+    if header.num_frames and end + window.num_frames > header.num_frames:
+        raise FsvError(f"num_frames: the windows exceed the {header.num_frames} frames of the header.")
+    channels, _, height, width = window.latents.shape
+    if (channels, height, width) != header.latent_shape:
+        raise FsvError(f"latents: {(channels, height, width)} a frame, the header says {header.latent_shape}.")

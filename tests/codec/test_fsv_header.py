@@ -30,7 +30,7 @@ def test_metadata_comes_back():
         ({"size_fit": "resize", "height": 30000, "width": 30000}, "width: 30000 x 30000 pixels are more than"),
         ({"size_fit": "crop"}, "size_fit: 'crop' is not one of pad, resize, tile"),
         ({"size_fit": "tile"}, "tile: None with size_fit 'tile'"),
-        ({"tile": TileLayout(8, 2)}, "with size_fit 'pad'; tiles go with 'tile' and only with it"),
+        ({"tile": TileLayout(8, 2)}, "with size_fit 'pad'; tiles go with 'tile' only"),
         ({"size_fit": "tile", "tile": TileLayout(8, 8)}, "tile_overlap: 8 is not a whole number from 0 to 7"),
         ({"fps": 30.0}, "fps: expected a Fraction or None, got 30.0"),
         ({"fps": Fraction(-30)}, "fps: -30 is not a positive ratio"),
