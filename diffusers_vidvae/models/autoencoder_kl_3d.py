@@ -23,7 +23,8 @@ from typing import Any, cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.loaders import FromOriginalModelMixin
+from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin
 from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
@@ -120,7 +121,10 @@ class Encoder3D(CheckpointingModule):
         states = split_state(state, len(self.down_blocks) + 3)
         for index, level in enumerate(cast(Iterable[Level3D], self.down_blocks.values())):
             pieces = []
-            step = full_resolution_frames and round_up(full_resolution_frames << index, level.frame_step)
+            step = (
+                full_resolution_frames
+                and divide_up(full_resolution_frames << index, level.frame_step) * level.frame_step
+            )
             for piece in split_frames(hidden_states, step, at_start and self.first_frame_alone):
                 if index == 0:
                     piece, states[0] = self.run(self.conv_in, piece, states[0])  # (B, C_0, t, H, W)
@@ -217,8 +221,9 @@ def compression_ratios(temporal_downsample: Sequence[bool]) -> tuple[int, int, i
     return 2 ** sum(temporal_downsample), spatial, spatial
 
 
-def round_up(value: int, step: int) -> int:
-    return -(-value // step) * step
+def divide_up(value: int, divisor: int) -> int:
+    """Quotient, rounded up; of symbolic sizes, too."""
+    return -(-value // divisor)
 
 
 def edge_pad(sample: torch.Tensor, dim: int, length: int) -> torch.Tensor:
@@ -246,7 +251,9 @@ DERIVED_ENTRIES = (
 )
 
 
-class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalModelMixin):
+class AutoencoderKL3D(
+    ModelMixin, AutoencoderMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin, FromOriginalModelMixin
+):
     r"""Causal 3D convolutional KL autoencoder for images and for video of any length.
 
     Pixels are `(batch, channels, frames, height, width)` in [-1, 1], any number of frames, sides of at least 8. Frames
@@ -580,12 +587,12 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
         num_frames, height, width = x.shape[2:]
         num_latents = self._num_latents(num_frames, at_start=not state)
         chunks = self._plan_chunks(num_latents, at_start=not state)
-        height, width = (math.ceil(side / self.spatial_compression_ratio) for side in (height, width))
+        height, width = (divide_up(side, self.spatial_compression_ratio) for side in (height, width))
         shape = (x.shape[0], 2 * self.config.latent_channels, num_latents, height, width)
         parameters = x.new_empty(shape, dtype=self.encoder.conv_in.conv.weight.dtype)
 
         tiles = self._plan_tiles(height, width)
-        blends = [TileBlend(tiles, parameters[:, :, latents], margin=self.encoder_reach) for latents, _ in chunks]
+        blends = [TileBlend(tiles, parameters, 1, self.encoder_reach, latents) for latents, _ in chunks]
         states = split_state(state, len(tiles))
         for index, tile in enumerate(tiles):
             tile_state = () if len(chunks) > 1 and state is None else states[index]
@@ -707,7 +714,7 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
 
         tiles = self._plan_tiles(*z.shape[3:])
         scale, margin = self.spatial_compression_ratio, self.decoder_reach
-        blends = [TileBlend(tiles, sample[:, :, frames], scale, margin) for _, frames in chunks]
+        blends = [TileBlend(tiles, sample, scale, margin, frames) for _, frames in chunks]
         states = split_state(state, len(tiles))
         for index, tile in enumerate(tiles):
             tile_state = () if len(chunks) > 1 and state is None else states[index]
@@ -802,8 +809,8 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
         return (
             self.config.latent_channels,
             self._num_latents(num_frames),
-            math.ceil(height / self.spatial_compression_ratio),
-            math.ceil(width / self.spatial_compression_ratio),
+            divide_up(height, self.spatial_compression_ratio),
+            divide_up(width, self.spatial_compression_ratio),
         )
 
     def normalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
@@ -824,7 +831,7 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
 
     def _num_latents(self, num_frames: int, at_start: bool = True) -> int:
         missing = self.num_missing_frames if at_start else 0
-        return math.ceil((num_frames + missing) / self.temporal_compression_ratio)
+        return divide_up(num_frames + missing, self.temporal_compression_ratio)
 
     def _num_frames(self, num_latents: int) -> int:
         return max(0, num_latents * self.temporal_compression_ratio - self.num_missing_frames)
@@ -833,8 +840,8 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
         """Latents of every chunk, and their frames."""
         ratio = self.temporal_compression_ratio
         missing = self.num_missing_frames if at_start else 0
-        step = self.chunk_frames // ratio if self.chunk_frames else num_latents
-        edges = [*range(0, num_latents, step), num_latents]
+        inner_edges = range(0, num_latents, self.chunk_frames // ratio) if self.chunk_frames else (0,)
+        edges = [*inner_edges, num_latents]
         return [
             (slice(start, stop), slice(max(0, start * ratio - missing), stop * ratio - missing))
             for start, stop in zip(edges[:-1], edges[1:], strict=True)
@@ -870,9 +877,9 @@ class AutoencoderKL3D(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalMod
         ratio = self.spatial_compression_ratio
         if size is None:
             return num_latents * ratio
-        if math.ceil(size / ratio) != num_latents:
+        if divide_up(size, ratio) != num_latents:
             raise ValueError(
-                f"`{name}` = {size} needs {math.ceil(size / ratio)} latents, got {num_latents}, which decode to"
+                f"`{name}` = {size} needs {divide_up(size, ratio)} latents, got {num_latents}, which decode to"
                 f" {(num_latents - 1) * ratio + 1} to {num_latents * ratio}."
             )
         return size

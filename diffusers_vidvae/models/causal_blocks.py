@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import nn
 
 
@@ -167,22 +169,44 @@ class ResnetBlock3D(nn.Module):
         return hidden_states.add_(residual), (state1, state2, shortcut_state)
 
 
-class FrameAttention(nn.Module):
+class FrameAttnProcessor:
+    """Attention of `FrameAttention` through diffusers' attention backends."""
+
+    _attention_backend = None
+
+    def __call__(self, attn: FrameAttention, tokens: torch.Tensor) -> torch.Tensor:
+        if attn.fused_projections:
+            query, key, value = attn.to_qkv(tokens).chunk(3, dim=-1)
+        else:
+            query, key, value = attn.to_q(tokens), attn.to_k(tokens), attn.to_v(tokens)
+        query, key, value = (states.unsqueeze(2) for states in (query, key, value))  # (B T, H W, 1, C)
+        tokens = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
+        return attn.to_out(tokens.squeeze(2))
+
+
+class FrameAttention(nn.Module, AttentionModuleMixin):
     """Single-head attention over the positions of each frame."""
+
+    _default_processor_cls = FrameAttnProcessor
+    _available_processors = [FrameAttnProcessor]
+    processor: FrameAttnProcessor
+    to_qkv: nn.Linear  # there while projections are fused
 
     def __init__(self, channels: int, norm: Callable[[int], nn.Module]):
         super().__init__()
+        self.use_bias = True
+        self.is_cross_attention = False
         self.norm = norm(channels)
         self.to_q = nn.Linear(channels, channels)
         self.to_k = nn.Linear(channels, channels)
         self.to_v = nn.Linear(channels, channels)
         self.to_out = nn.Linear(channels, channels)
+        self.processor = FrameAttnProcessor()
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         batch_size, channels, num_frames, height, width = hidden_states.shape
-        tokens = self.norm(hidden_states).permute(0, 2, 3, 4, 1).reshape(-1, 1, height * width, channels)
-        query, key, value = self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)  # (B T, 1, H W, C)
-        tokens = self.to_out(F.scaled_dot_product_attention(query, key, value))
+        tokens = self.norm(hidden_states).permute(0, 2, 3, 4, 1).reshape(-1, height * width, channels)
+        tokens = self.processor(self, tokens)
         frames = tokens.reshape(batch_size, num_frames, height, width, channels).permute(0, 4, 1, 2, 3)
         return hidden_states + frames
 

@@ -66,10 +66,20 @@ class TileBlend:
         scale: Values per entry of the map, in height and in width.
         margin: Values next to an inner edge of a tile that are worse than those farther in, and get no weight where
             the overlap allows; weights rise smoothly from there. Without it they rise in a straight line.
+        frames: Frames of `output` that the tiles hold. Not a view of it given as `output`, since gradients do not pass
+            a view that is older than the last change.
     """
 
-    def __init__(self, grid: TileGrid, output: torch.Tensor, scale: int = 1, margin: int | None = None):
-        self.output = output
+    def __init__(
+        self,
+        grid: TileGrid,
+        output: torch.Tensor,
+        scale: int = 1,
+        margin: int | None = None,
+        frames: slice = slice(None),
+    ):
+        self.whole_output = output
+        self.frames = frames
         self.is_single = len(grid) == 1
         if self.is_single:
             return
@@ -79,9 +89,13 @@ class TileBlend:
             [weight.to(output.device) for weight in blend_weights(spans, margin)] for spans in scaled
         )
         band_height = self.row_spans[0][1]
-        shape = (*output.shape[:3], band_height, self.column_spans[-1][1])
+        shape = (*self.output.shape[:3], band_height, self.column_spans[-1][1])
         self.band = torch.zeros(shape, device=output.device)
         self.row = 0
+
+    @property
+    def output(self) -> torch.Tensor:
+        return self.whole_output[:, :, self.frames]
 
     def add(self, tile: Tile, values: torch.Tensor) -> None:
         r"""Adds the values of the next tile in reading order, `(B, C, T, h, w)`; one frame stands for all frames."""
