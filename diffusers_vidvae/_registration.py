@@ -1,8 +1,11 @@
-r"""Makes diffusers know the classes of this package, by entries in its registries; none of its functions is patched.
+r"""Makes diffusers know the classes of this package, by entries in its registries.
 
 With them `model_index.json` names a component `["diffusers_vidvae", "AutoencoderKL3D"]`, and these load it from a
 folder, from the Hub and from the cache: `DiffusionPipeline.from_pretrained`, `AutoModel.from_pretrained`, the
 pipelines and models themselves, and `from_single_file` for the checkpoints `diffusers_vidvae.conversion` knows.
+
+Repositories that carry copies of this package's source load into the installed classes, without running the copies:
+`DiffusionPipeline` and `AutoModel` read configurations by functions of this package, in the place of inherited ones.
 
 A registry gets its entries when diffusers imports it, and a class is imported when it is first asked for.
 """
@@ -11,11 +14,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import wraps
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ._late_imports import when_imported
-from .hub.loading import FORMAT_KEY, FORMAT_VERSION, LIBRARY, check_format, read_pipeline_config
+from .hub.loading import FORMAT_KEY, FORMAT_VERSION, LIBRARY, read_config
 
 
 if TYPE_CHECKING:
@@ -44,6 +48,8 @@ def register() -> None:
     when_imported("diffusers", _register_names)
     when_imported("diffusers.pipelines.pipeline_loading_utils", _register_library)
     when_imported("diffusers.loaders.single_file_model", _register_single_files)
+    when_imported("diffusers.pipelines.pipeline_utils", _read_pipelines)
+    when_imported("diffusers.models.auto_model", _read_models)
     for name, module in CLASSES.items():
         when_imported(f"{LIBRARY}.{module}", _adopt(name))
 
@@ -71,32 +77,51 @@ def _register_single_files(loading: ModuleType) -> None:
         }
 
 
+def _read_pipelines(pipelines: ModuleType) -> None:
+    """Lets pipelines read exported configurations as those of this package's classes."""
+    pipelines.DiffusionPipeline._dict_from_json_file = classmethod(_read_config)
+
+
+def _read_models(models: ModuleType) -> None:
+    """The same for `AutoModel`, which takes `trust_remote_code=True` as a permission, not as a demand."""
+    auto_model = models.AutoModel
+    auto_model._dict_from_json_file = classmethod(_read_config)
+    if getattr(auto_model.from_pretrained, "prefers_installed", False):
+        return
+    original = auto_model.from_pretrained.__func__
+
+    @wraps(original)
+    def from_pretrained(cls: type, pretrained_model_or_path: Any = None, **kwargs: Any) -> Any:
+        trusted = kwargs.pop("trust_remote_code", False)
+        try:
+            return original(cls, pretrained_model_or_path, **kwargs)
+        except ValueError as error:
+            if not trusted or "trust_remote_code" not in str(error):
+                raise
+            return original(cls, pretrained_model_or_path, trust_remote_code=True, **kwargs)
+
+    from_pretrained.prefers_installed = True  # type: ignore[attr-defined]
+    auto_model.from_pretrained = classmethod(from_pretrained)
+
+
 def _adopt(name: str) -> Callable[[ModuleType], None]:
     """Gives a class what its own file must not import: model and pipeline files also travel alone."""
 
     def adopt(module: ModuleType) -> None:
         from .hub.push import push_to_hub
+        from .hub.travelling import signature_types
 
         adopted = getattr(module, name)
         adopted.push_to_hub = push_to_hub
         if name in PIPELINES:
-            adopted._dict_from_json_file = classmethod(_read_pipeline_config)
-            adopted.extract_init_dict = classmethod(_extract_init_dict)
+            adopted._get_signature_types = classmethod(signature_types)
             adopted.save_config = _save_config
 
     return adopt
 
 
-def _read_pipeline_config(cls: type, json_file: str) -> dict[str, Any]:
-    return read_pipeline_config(json_file, CLASSES)
-
-
-def _extract_init_dict(cls: type, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-    from diffusers import DiffusionPipeline
-
-    # The only hook that `DiffusionPipeline.from_pretrained` passes through on its way to a registered class.
-    check_format(config_dict)
-    return super(DiffusionPipeline, cls).extract_init_dict(config_dict, **kwargs)
+def _read_config(cls: type, json_file: str) -> dict[str, Any]:
+    return read_config(json_file, CLASSES)
 
 
 def _save_config(self: DiffusionPipeline, *args: Any, **kwargs: Any) -> None:

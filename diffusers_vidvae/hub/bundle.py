@@ -13,7 +13,7 @@ import importlib
 import inspect
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -55,12 +55,13 @@ class _Module:
         return next((statement for statement in self.statements if name in statement.defines), None)
 
 
-def bundle(module: str, stand_ins: Mapping[str, str] | None = None) -> str:
+def bundle(module: str, stand_ins: Mapping[str, str] | None = None, also: Sequence[str] = ()) -> str:
     r"""Source of a module with what it imports from this package written in front of it.
 
     Args:
         module: Full name of the module.
         stand_ins: Import statements that replace names of this package, by name.
+        also: Full names of modules to write in front of it, too.
 
     Raises:
         ValueError: Two modules define different things under one public name, or import this package in another way
@@ -70,8 +71,9 @@ def bundle(module: str, stand_ins: Mapping[str, str] | None = None) -> str:
     root = _read(module)
     chosen: dict[str, list[_Statement]] = {}
     libraries: dict[str, str] = {}
-    for statement in root.statements:
-        _choose(root, statement, chosen, libraries, stand_ins)
+    for part in [*map(_read, also), root]:
+        for statement in part.statements:
+            _choose(part, statement, chosen, libraries, stand_ins)
     texts = {name: "".join(part.text for part in _in_order(_read(name), parts)) for name, parts in chosen.items()}
     texts = _with_private_names_apart(texts, {name: _definitions(parts) for name, parts in chosen.items()})
 
@@ -89,7 +91,7 @@ def _choose(
     chosen: dict[str, list[_Statement]],
     libraries: dict[str, str],
     stand_ins: Mapping[str, str],
-):
+) -> None:
     """Takes a statement, after everything it needs."""
     if any(statement is taken for taken in chosen.get(module.name, ())):
         return
@@ -108,7 +110,7 @@ def _choose(
     chosen[module.name] = chosen.pop(module.name)
 
 
-def _add_library(libraries: dict[str, str], name: str, line: str, module: str):
+def _add_library(libraries: dict[str, str], name: str, line: str, module: str) -> None:
     if libraries.setdefault(name, line) != line:
         raise ValueError(f"{module} has {line!r} where another module has {libraries[name]!r}: name one otherwise.")
 
@@ -160,7 +162,7 @@ def _top_statements(body: list[ast.stmt], module: _Module, is_package: bool) -> 
 
 def _read_import(
     module: _Module, node: ast.Import | ast.ImportFrom, is_package: bool, needed_at_run_time: bool = True
-):
+) -> None:
     for alias in node.names:
         bound = alias.asname or alias.name.split(".")[0]
         renamed = f"{alias.name} as {alias.asname}" if alias.asname else alias.name

@@ -21,15 +21,16 @@ FORMAT_VERSION = 1
 # diffusers passes over keys of model_index.json that start with an underscore.
 FORMAT_KEY = "_vidvae_format_version"
 
-# Module names that `export_standalone` gives its files, or the full module paths that diffusers writes unregistered.
-_EXPORTED = re.compile(r"^(vidvae_\w+_v\d+|diffusers_vidvae\.[\w.]+)$")
+# Module names that `export_standalone` gives its files, what diffusers writes when it saves classes of such files, or
+# the full module paths that it writes unregistered.
+_EXPORTED = re.compile(r"^((diffusers_modules\.[\w.-]+\.)?vidvae_\w+_v\d+|diffusers_vidvae\.[\w.]+)$")
 
 
 class UnsupportedFormatError(ValueError):
     """A repository was written by a newer version of this package, in a layout that this version cannot read."""
 
 
-def check_format(config: Mapping[str, Any], name: str = "model_index.json"):
+def check_format(config: Mapping[str, Any], name: str = "model_index.json") -> None:
     r"""Checks that this version of the package can read a saved pipeline; without a version it is of the first.
 
     Raises:
@@ -45,8 +46,8 @@ def check_format(config: Mapping[str, Any], name: str = "model_index.json"):
         )
 
 
-def read_pipeline_config(json_file: str | PathLike[str], known_classes: Collection[str]) -> dict[str, Any]:
-    r"""Reads `model_index.json` with the classes of this package in the place of exported copies of them.
+def read_config(json_file: str | PathLike[str], known_classes: Collection[str]) -> dict[str, Any]:
+    r"""Reads `model_index.json` or `config.json` with the classes of this package in the place of copies of them.
 
     So repositories whose source files travel with the weights load into the installed classes, and none of their code
     runs.
@@ -61,11 +62,19 @@ def read_pipeline_config(json_file: str | PathLike[str], known_classes: Collecti
     with open(json_file, encoding="utf-8") as file:
         config = json.load(file)
     check_format(config, str(json_file))
+    auto_map = config.get("auto_map")
+    if isinstance(auto_map, dict) and _is_exported(str(auto_map.get("AutoModel")).split("."), known_classes):
+        del config["auto_map"]
     return {key: _installed(value, known_classes, key) for key, value in config.items()}
 
 
-def _installed(value: Any, known_classes: Collection[str], key: str) -> Any:
+def _is_exported(value: Any, known_classes: Collection[str]) -> bool:
+    """Whether a module and a class are a copy of one of this package."""
     is_pair = isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value)
-    if not is_pair or value[1] not in known_classes or not _EXPORTED.match(value[0]):
+    return is_pair and value[1] in known_classes and _EXPORTED.match(value[0]) is not None
+
+
+def _installed(value: Any, known_classes: Collection[str], key: str) -> Any:
+    if not _is_exported(value, known_classes):
         return value
     return value[1] if key == "_class_name" else [LIBRARY, value[1]]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 
+from . import travelling
 from .bundle import PACKAGE, bundle
 from .cards import build_model_card
 
@@ -27,13 +28,15 @@ STAND_INS = {
 }
 
 
-def export_standalone(saveable: DiffusionPipeline | ModelMixin | SchedulerMixin, folder: str | os.PathLike[str]):
+def export_standalone(
+    saveable: DiffusionPipeline | ModelMixin | SchedulerMixin, folder: str | os.PathLike[str]
+) -> None:
     r"""Saves a pipeline, model or scheduler together with its source.
 
     A pipeline then loads with `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` and a model with
     `AutoModel.from_pretrained(folder, trust_remote_code=True)`, with diffusers and without this package; the classes
-    of this package load the folder too, and do not run the files in it. Saving what was loaded from such a folder by
-    remote code does not copy the files: export again with this package.
+    of this package load the folder too, and do not run the files in it. A pipeline that was loaded by remote code
+    saves its source files along.
 
     Args:
         saveable: What to save; classes of other libraries may be among a pipeline's components.
@@ -56,12 +59,12 @@ def export_standalone(saveable: DiffusionPipeline | ModelMixin | SchedulerMixin,
     build_model_card(folder, standalone=True).save(folder / "README.md")
 
 
-def _require_own_class(cls: type):
+def _require_own_class(cls: type) -> None:
     if cls.__module__.split(".")[0] != PACKAGE:
         raise ValueError(f"{cls.__name__} of {cls.__module__} is not a class of {PACKAGE}, whose source could travel.")
 
 
-def _export_pipeline(pipeline: DiffusionPipeline, folder: Path):
+def _export_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
     index_file = folder / "model_index.json"
     index = json.loads(index_file.read_text(encoding="utf-8"))
     for name, component in pipeline.components.items():
@@ -70,8 +73,18 @@ def _export_pipeline(pipeline: DiffusionPipeline, folder: Path):
             index[name] = [module, type(component).__name__]
     index["_class_name"] = [exported_name(type(pipeline).__module__), type(pipeline).__name__]
     module = type(pipeline).__module__
-    (folder / f"{exported_name(module)}.py").write_text(bundle(module, STAND_INS), encoding="utf-8")
+    (folder / f"{exported_name(module)}.py").write_text(bundle_pipeline(type(pipeline)), encoding="utf-8")
     index_file.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def bundle_pipeline(pipeline: type[DiffusionPipeline]) -> str:
+    r"""Source of a pipeline's class in one file, with what the package gives it besides."""
+    bound = f"""
+
+{pipeline.__name__}._get_signature_types = classmethod(signature_types)
+{pipeline.__name__}.save_config = save_config_with_source
+"""
+    return bundle(pipeline.__module__, STAND_INS, also=[travelling.__name__]) + bound
 
 
 def _export_component(cls: type, folder: Path) -> str:
@@ -80,7 +93,7 @@ def _export_component(cls: type, folder: Path) -> str:
     return name
 
 
-def _add_auto_map(cls: type, config_file: Path):
+def _add_auto_map(cls: type, config_file: Path) -> None:
     config = json.loads(config_file.read_text(encoding="utf-8"))
     config["auto_map"] = {"AutoModel": f"{exported_name(cls.__module__)}.{cls.__name__}"}
     config_file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -17,8 +17,7 @@ from diffusers_vidvae import (
     VideoReconstructionPipeline,
 )
 from diffusers_vidvae.hub import export_standalone
-from diffusers_vidvae.hub.bundle import bundle
-from diffusers_vidvae.hub.standalone import STAND_INS
+from diffusers_vidvae.hub.standalone import bundle_pipeline
 
 from .server import local_hub
 
@@ -301,7 +300,7 @@ def test_formats_of_newer_packages_are_refused(saved, tmp_path):
 
 @pytest.mark.parametrize("pipeline_class", [GapDiTPipeline, VideoCompressionPipeline, VideoReconstructionPipeline])
 def test_every_pipeline_fits_into_one_file(pipeline_class):
-    tree = ast.parse(bundle(pipeline_class.__module__, STAND_INS))
+    tree = ast.parse(bundle_pipeline(pipeline_class))
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             assert not node.level and node.module.split(".")[0] not in ("diffusers_vidvae", "av")
