@@ -75,7 +75,7 @@ class Checkpoint:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise CheckpointError(f"{path} is not a readable state dict of tensors: {reason}") from error
+            raise CheckpointError(f"{path} is not a readable state dict of tensors: {reason.rstrip('.')}.") from error
         if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
             raise CheckpointError(f"{path} holds a {type(content).__name__} that is not a state dict of tensors.")
         return cls.from_state_dict(content, str(path))

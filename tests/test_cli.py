@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 from diffusers import AutoencoderKL, AutoencoderTiny
 from PIL import Image
 
@@ -639,3 +640,53 @@ def test_statistics_go_beside_a_config_that_has_no_place_for_them(capsys, clip, 
 
 def test_training_names_a_missing_file(capsys):
     assert "nowhere.yaml" in fail(capsys, "train", "gap-dit", "--config", "nowhere.yaml")
+
+
+# Where models come from
+
+
+def test_every_model_can_be_had_in_a_revision_and_a_variant():
+    from diffusers_vidvae.cli.app import app
+
+    commands = typer.main.get_command(app).commands
+    with_model = [name for name, command in commands.items() if any("--model" in p.opts for p in command.params)]
+    assert {"compress", "decompress", "reconstruct", "evaluate", "generate", "encode-dataset", "stats"} <= set(
+        with_model
+    )
+    for name in with_model:
+        options = {option for parameter in commands[name].params for option in parameter.opts}
+        assert {"--revision", "--variant", "--trust-remote-code", "--device"} <= options, name
+
+
+def test_variants_are_loaded(capsys, clip, results, tiny_model):
+    VideoCompressionPipeline.from_pretrained(tiny_model).save_pretrained(results / "model", variant="fp16")
+    arguments = ["compress", clip, "-m", results / "model", "-o", results / "clip.fsv"]
+    assert "diffusion_pytorch_model" in fail(capsys, *arguments)
+    call(capsys, *arguments, "--variant", "fp16")
+
+
+def test_sources_that_a_model_does_not_have_are_refused(capsys, clip, results, tiny_model):
+    arguments = ["compress", clip, "-o", results / "clip.fsv"]
+    for model in ([], ["-m", tiny_model]):
+        assert "--revision main: is for models on the Hub" in fail(capsys, *arguments, *model, "--revision", "main")
+    assert "has no variants" in fail(capsys, *arguments, "--variant", "fp16")
+    assert "is for models on the Hub" in fail(capsys, "generate", "-o", results / "a.gif", "--revision", "main")
+
+
+@pytest.mark.slow
+def test_the_package_runs_as_a_module(results):
+    command = [sys.executable, "-m", "diffusers_vidvae", "--version"]
+    printed = subprocess.run(command, cwd=results, capture_output=True, text=True, check=True).stdout
+    assert printed == f"diffusers-vidvae {__version__}\n"
+
+
+@pytest.mark.slow
+def test_processes_share_the_encoding_of_a_data_set(shared_media, results):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "diffusers_vidvae"]
+    arguments = [shared_media / "clips" / "crystal.gif", "-o", results / "latents", "--num-clips", 2]
+    options = ["--num-frames", 4, "--sample-size", 32, "--shard-size", 1, "--device", "cpu", "--json"]
+    command = [*launcher, "encode-dataset", *map(str, [*arguments, *options])]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(result.stdout)["num_clips"] == 2  # one report
+    assert "1/1" in result.stderr and "2/2" not in result.stderr  # each process encoded one of two files
+    assert json.loads((results / "latents" / "index.json").read_text())["complete"]

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from . import compression, console, conversion, demo_clip, generation, inspection, reconstruction, training
+from .sources import Commands
 
 
 # The base class of wrong usage, which typer takes from click or brings along, depending on its version.
@@ -18,7 +19,7 @@ UsageError: Any = typer.BadParameter.__bases__[0]
 # What shells expect after Ctrl-C; newer versions of typer return it themselves.
 INTERRUPTED = 130
 
-app = typer.Typer(
+app = Commands(
     name="vidvae",
     help="Video autoencoders: compress, reconstruct and generate video; convert, train and publish models.",
     epilog="Exit code 0 means success. `--debug`, anywhere, shows tracebacks and all warnings.",

@@ -106,11 +106,11 @@ def check_output(path: Path, force: bool, suffixes: Sequence[str] = ()) -> None:
         CommandError: The message says what to do.
     """
     if suffixes and path.suffix.lower() not in suffixes:
-        raise CommandError(f"{path}: the output's name must end in {', '.join(suffixes)}")
+        raise CommandError(f"{path}: the output's name must end in {', '.join(suffixes)}.")
     if not path.parent.is_dir():
-        raise CommandError(f"{path}: there is no folder {path.parent}")
+        raise CommandError(f"{path}: there is no folder {path.parent}.")
     if path.exists() and not force:
-        raise CommandError(f"{path}: exists already; --force replaces it")
+        raise CommandError(f"{path}: exists already; --force replaces it.")
 
 
 def clip_text(report: Mapping[str, Any]) -> str:

@@ -52,7 +52,7 @@ def convert(
         print_plan(opened, source, json)
         return
     if output is None:
-        raise CommandError("--output FOLDER is missing (or --dry-run)")
+        raise CommandError("--output FOLDER is missing (or --dry-run).")
     check_output_folder(output, force)
     import torch
 
@@ -106,7 +106,7 @@ def make_pipeline(model: ModelMixin, vae: str | None, dtype: Any) -> DiffusionPi
     if kind != "GapDiT":
         return vidvae.VideoReconstructionPipeline(model)
     if vae is None:
-        raise CommandError("a pipeline of a GapDiT needs its autoencoder; give --vae a folder, Hub id or checkpoint")
+        raise CommandError("a pipeline of a GapDiT needs its autoencoder; give --vae a folder, Hub id or checkpoint.")
     autoencoder = models.load_model(vae, models.Device("cpu", dtype or model.dtype))
     models.require_class(autoencoder, "FrameSelectVAE", vae)
     return vidvae.GapDiTPipeline(model, autoencoder, vidvae.FlowMatchGapScheduler())
@@ -115,13 +115,13 @@ def make_pipeline(model: ModelMixin, vae: str | None, dtype: Any) -> DiffusionPi
 def check_output_folder(folder: Path, force: bool) -> None:
     """Refuses a folder that exists without `force`, and any that does not look like a model's or pipeline's."""
     if not folder.absolute().parent.is_dir():
-        raise CommandError(f"{folder}: there is no folder {folder.absolute().parent}")
+        raise CommandError(f"{folder}: there is no folder {folder.absolute().parent}.")
     if not folder.exists():
         return
     if not folder.is_dir() or (any(folder.iterdir()) and not _holds_model(folder)):
-        raise CommandError(f"{folder}: exists already and is no model's folder; choose another name")
+        raise CommandError(f"{folder}: exists already and is no model's folder; choose another name.")
     if _holds_model(folder) and not force:
-        raise CommandError(f"{folder}: exists already; --force replaces it")
+        raise CommandError(f"{folder}: exists already; --force replaces it.")
 
 
 def _holds_model(folder: Path) -> bool:
@@ -154,7 +154,7 @@ def push(
 ) -> None:
     """Publish a model or pipeline on the Hub, with a model card."""
     if not folder.is_dir() or not _holds_model(folder):
-        raise CommandError(f"{folder}: is not the folder of a model (config.json) or pipeline (model_index.json)")
+        raise CommandError(f"{folder}: is not the folder of a model (config.json) or pipeline (model_index.json).")
     url = publish(folder, repository, standalone, revision, private)
     if json:
         console.print_json({"input": folder, "url": url})

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import console, models
+from . import console, models, sources
 from .console import CommandError
 from .options import Device, Force, Json, Model, ModelDType, Seed
 
@@ -133,21 +133,23 @@ def load_generation_pipeline(model: str | None, vae: str | None, device: models.
 
     from diffusers_vidvae import FlowMatchGapScheduler, GapDiTPipeline
 
+    source = sources.current.get()
+    models.check_source(model, source)
     folder = models.demo_folder() if model is None else Path(model)
     if vae is None and (model is None or not models.is_checkpoint(folder)):
         if folder.is_dir() and not (folder / "model_index.json").is_file():
-            raise CommandError(f"{folder}: is no pipeline (model_index.json); for a GapDiT alone give --vae, too")
+            raise CommandError(f"{folder}: is no pipeline (model_index.json); for a GapDiT alone give --vae, too.")
         if not folder.exists():
             models.check_hub_id(str(model))
         if not console.stderr.is_terminal:
             disable_progress_bar()
-        pipeline = GapDiTPipeline.from_pretrained(str(folder), torch_dtype=device.dtype)
+        pipeline = GapDiTPipeline.from_pretrained(str(folder), torch_dtype=device.dtype, **source.given())
         return models.quiet_pipeline(pipeline.to(device.device))
     transformer = models.load_model(model, device, "transformer", "transformer")
     models.require_class(transformer, "GapDiT", model)
     if vae is None:
-        raise CommandError(f"{model}: is a GapDiT alone; give its autoencoder with --vae")
-    autoencoder = models.load_model(vae, device)
+        raise CommandError(f"{model}: is a GapDiT alone; give its autoencoder with --vae.")
+    autoencoder = models.load_model(vae, device, source=sources.DEFAULT)
     models.require_class(autoencoder, "FrameSelectVAE", vae)
     return models.quiet_pipeline(GapDiTPipeline(transformer, autoencoder, FlowMatchGapScheduler()))
 
@@ -171,7 +173,7 @@ def make_scheduler(current: SchedulerMixin, kind: Scheduler, shift: float | None
         Scheduler.dpm: diffusers.DPMSolverMultistepScheduler,
     }
     if shift is not None and not shift > 0:
-        raise CommandError(f"--shift must be positive, got {shift}")
+        raise CommandError(f"--shift must be positive, got {shift}.")
     return classes[kind].from_config(current.config, **options)
 
 
@@ -180,9 +182,9 @@ def read_given_frames(
 ) -> tuple[dict[str, Any], Fraction | None]:
     """Arguments of the pipeline for the frames to keep, and the frame rate of the clip they come from."""
     if images and video is not None:
-        raise CommandError("give --image or --video, not both")
+        raise CommandError("give --image or --video, not both.")
     if last is not None and (video is None or last < 1):
-        raise CommandError(f"--last {last}: takes the last frames of a --video, at least 1")
+        raise CommandError(f"--last {last}: takes the last frames of a --video, at least 1.")
     if images:
         return {"image": [str(path) for path in images]}, None
     if video is None:

@@ -7,9 +7,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import console
+from . import console, sources
 from .console import CommandError
 from .options import DType
+from .sources import Source
 
 
 if TYPE_CHECKING:
@@ -38,9 +39,9 @@ class Device:
         try:
             kind = torch.device(device).type
         except RuntimeError as error:
-            raise CommandError(f"--device {device}: {str(error).splitlines()[0]}") from error
+            raise CommandError(f"--device {device}: {_first_line(error)}") from error
         if kind == "cuda" and not torch.cuda.is_available():
-            raise CommandError(f"--device {device}: there is no CUDA device here; --device cpu runs everywhere")
+            raise CommandError(f"--device {device}: there is no CUDA device here; --device cpu runs everywhere.")
         if dtype is None:
             return cls(device, torch.bfloat16 if kind == "cuda" else torch.float32)
         return cls(device, getattr(torch, dtype.value))
@@ -58,7 +59,13 @@ def model_name(model: str | None) -> str:
     return DEMO_NAME if model is None else model
 
 
-def load_model(model: str | None, device: Device, component: str = "vae", demo_component: str = "vae") -> ModelMixin:
+def load_model(
+    model: str | None,
+    device: Device,
+    component: str = "vae",
+    demo_component: str = "vae",
+    source: Source | None = None,
+) -> ModelMixin:
     """Loads a model and puts it on its device.
 
     Args:
@@ -67,22 +74,36 @@ def load_model(model: str | None, device: Device, component: str = "vae", demo_c
         device: Where it runs and its type.
         component: Which model of a pipeline.
         demo_component: Which model of the demo.
+        source: Revision and variant; by default those that the command was given for its `--model`.
 
     Raises:
         CommandError: There is no such model.
         CheckpointError: An original checkpoint cannot be read, or is of no known model.
     """
-    if model is None:
-        loaded = load_folder(demo_folder(), device.dtype, demo_component)
+    source = sources.current.get() if source is None else source
+    check_source(model, source)
+    path = demo_folder() if model is None else Path(model)
+    if is_checkpoint(path):
+        loaded = load_checkpoint(path, device.dtype)
+    elif path.exists():
+        component = demo_component if model is None else component
+        loaded = load_folder(path, device.dtype, component, source)
     else:
-        path = Path(model)
-        if is_checkpoint(path):
-            loaded = load_checkpoint(path, device.dtype)
-        elif path.exists():
-            loaded = load_folder(path, device.dtype, component)
-        else:
-            loaded = load_from_hub(model, device.dtype, component)
+        loaded = load_from_hub(str(model), device.dtype, component, source)
     return loaded.to(device.device).eval()
+
+
+def check_source(model: str | None, source: Source) -> None:
+    """Refuses options that a model has no use for.
+
+    Raises:
+        CommandError: Names the option and the model.
+    """
+    path = Path(model or "")
+    if source.revision is not None and (model is None or path.exists()):
+        raise CommandError(f"--revision {source.revision}: is for models on the Hub, not for {model_name(model)}.")
+    if source.variant is not None and (model is None or is_checkpoint(path) or model.startswith(HUB_FILE)):
+        raise CommandError(f"--variant {source.variant}: {model_name(model)} has no variants.")
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -100,11 +121,11 @@ def load_checkpoint(path: Path, dtype: torch.dtype | None) -> ModelMixin:
     return detect_source(checkpoint).convert(checkpoint, dtype)
 
 
-def load_folder(folder: Path, dtype: torch.dtype, component: str) -> ModelMixin:
+def load_folder(folder: Path, dtype: torch.dtype, component: str, source: Source = sources.DEFAULT) -> ModelMixin:
     from diffusers import AutoModel
 
     subfolder = _component_folder(folder, component)
-    return AutoModel.from_pretrained(str(folder), subfolder=subfolder, torch_dtype=dtype)
+    return AutoModel.from_pretrained(str(folder), subfolder=subfolder, torch_dtype=dtype, **source.given())
 
 
 def _component_folder(folder: Path, component: str) -> str | None:
@@ -114,19 +135,19 @@ def _component_folder(folder: Path, component: str) -> str | None:
     if (folder / "config.json").is_file():
         return None
     raise CommandError(
-        f"{folder}: holds neither a model (config.json) nor a pipeline with a {component} ({component}/config.json)"
+        f"{folder}: holds neither a model (config.json) nor a pipeline with a {component} ({component}/config.json)."
     )
 
 
-def load_from_hub(model: str, dtype: torch.dtype, component: str) -> ModelMixin:
+def load_from_hub(model: str, dtype: torch.dtype, component: str, source: Source = sources.DEFAULT) -> ModelMixin:
     from diffusers import AutoModel
 
     if model.startswith(HUB_FILE):
-        return load_checkpoint(_download_file(model), dtype)
+        return load_checkpoint(_download_file(model, source.revision), dtype)
     check_hub_id(model)
-    subfolder = component if _is_hub_pipeline(model) else None
+    subfolder = component if _is_hub_pipeline(model, source.revision) else None
     try:
-        return AutoModel.from_pretrained(model, subfolder=subfolder, torch_dtype=dtype)
+        return AutoModel.from_pretrained(model, subfolder=subfolder, torch_dtype=dtype, **source.given())
     except OSError as error:
         raise CommandError(
             f"{model}: no such folder here, and not loaded from the Hub: {_first_line(error)}"
@@ -136,41 +157,42 @@ def load_from_hub(model: str, dtype: torch.dtype, component: str) -> ModelMixin:
 def check_hub_id(model: str) -> None:
     """Refuses the name of a file or folder that does not exist, rather than asking the Hub for it."""
     if model.count("/") != 1 or model.startswith((".", "~", "/")) or model.endswith(CHECKPOINT_SUFFIXES):
-        raise CommandError(f"{model}: no such file or folder, and not the id of a Hub repository (owner/name)")
+        raise CommandError(f"{model}: no such file or folder, and not the id of a Hub repository (owner/name).")
 
 
-def _is_hub_pipeline(model: str) -> bool:
+def _is_hub_pipeline(model: str, revision: str | None) -> bool:
     from diffusers import DiffusionPipeline
 
     try:
-        DiffusionPipeline.load_config(model)
+        DiffusionPipeline.load_config(model, revision=revision)
     except OSError:
         return False
     return True
 
 
-def _download_file(name: str) -> Path:
+def _download_file(name: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
 
     parts = name.removeprefix(HUB_FILE).split("/", 2)
     if len(parts) < 3:
-        raise CommandError(f"{name}: a file on the Hub is called {HUB_FILE}owner/name/file")
+        raise CommandError(f"{name}: a file on the Hub is called {HUB_FILE}owner/name/file.")
     owner, repository, file = parts
     try:
-        return Path(hf_hub_download(f"{owner}/{repository}", file))
+        return Path(hf_hub_download(f"{owner}/{repository}", file, revision=revision))
     # Every way to fail, from a missing network to a missing file, has an error class of its own.
     except Exception as error:
         raise CommandError(f"{name}: not downloaded: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What an error says first, as a sentence."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".") + "."
 
 
 def require_class(model: Any, class_name: str, name: str | None) -> None:
     """Refuses a model of another class than a command runs."""
     if type(model).__name__ != class_name:
-        raise CommandError(f"{model_name(name)}: is a {type(model).__name__}, this needs a {class_name}")
+        raise CommandError(f"{model_name(name)}: is a {type(model).__name__}, this needs a {class_name}.")
 
 
 def quiet_pipeline(pipeline: Any) -> Any:
@@ -187,7 +209,7 @@ def parse_fps(text: str | None) -> Fraction | None:
     except (ValueError, ZeroDivisionError):
         fps = Fraction(0)
     if fps <= 0:
-        raise CommandError(f"--fps {text}: must be a positive number or ratio, such as 24, 29.97 or 30000/1001")
+        raise CommandError(f"--fps {text}: must be a positive number or ratio, such as 24, 29.97 or 30000/1001.")
     return fps
 
 

@@ -80,7 +80,7 @@ def index(
     from diffusers_vidvae.training.sources import index_sources
 
     if output is not None and output.suffix != ".jsonl":
-        raise CommandError(f"--output {output}: an index must end in .jsonl")
+        raise CommandError(f"--output {output}: an index must end in .jsonl.")
     found = index_sources(sources, output, threads)
     readable = found.readable()
     report = {
@@ -238,7 +238,7 @@ def find_config(model: str | None) -> Path:
     for file in [] if model is None else [Path(model) / "vae" / "config.json", Path(model) / "config.json"]:
         if file.is_file():
             return file
-    raise CommandError(f"--update: needs a --model that is a folder here, got {models.model_name(model)}")
+    raise CommandError(f"--update: needs a --model that is a folder here, got {models.model_name(model)}.")
 
 
 def update_statistics(vae: ModelMixin, config_file: Path, found: LatentStatistics) -> Path:

@@ -19,7 +19,7 @@ class _Kind(NamedTuple):
     summary: str
     source: str
     tags: list[str]
-    pipeline_tag: str
+    pipeline_tag: str | None
 
 
 _FRAME_COMPRESSION = (
@@ -45,13 +45,13 @@ _KINDS = {
         "A flow-matching transformer that generates latent frames and the gaps between them.",
         _FRAME_COMPRESSION,
         ["video", "video-generation"],
-        "text-to-video",
+        "image-to-video",
     ),
     "FlowMatchGapScheduler": _Kind(
         "A flow-matching Euler scheduler that carries the gaps between latent frames.",
         _FRAME_COMPRESSION,
         ["video", "scheduler"],
-        "text-to-video",
+        None,
     ),
     "VideoReconstructionPipeline": _Kind(
         "Runs images and video of any size and length through a video autoencoder and back.",
@@ -69,7 +69,7 @@ _KINDS = {
         "Generates video as kept latent frames with the gaps between them.",
         _FRAME_COMPRESSION,
         ["video", "video-generation"],
-        "text-to-video",
+        "image-to-video",
     ),
 }
 
@@ -180,9 +180,15 @@ def build_model_card(
         library_name="diffusers",
         license=license,
         tags=["diffusers", "diffusers-vidvae", class_name, *kind.tags],
-        pipeline_tag=kind.pipeline_tag,
+        pipeline_tag="text-to-video" if _takes_prompts(class_name, config) else kind.pipeline_tag,
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
+
+
+def _takes_prompts(class_name: str, config: dict[str, Any]) -> bool:
+    """Whether a generator is told by text what to make; without, it goes on from pictures, or from nothing."""
+    values = [value for key, value in config.items() if key.startswith(("text", "caption", "cross_attention_dim"))]
+    return class_name.startswith("GapDiT") and any(value not in (None, 0, False, [None, None]) for value in values)
 
 
 def _usage(class_name: str, repo: str, standalone: bool, module: str | None) -> str:

@@ -69,11 +69,15 @@ def push_folder(
             create_pr=create_pr,
         )
     except HFValidationError as error:
-        raise ValueError(f"{repo_id!r} is not the name of a repository: {error}") from error
+        raise ValueError(f"{repo_id!r} is not the name of a repository: {_reason(error)}.") from error
     except (HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise HubError(f"Nothing was committed to {repo_id}: {reason}") from error
+        raise HubError(f"Nothing was committed to {repo_id}: {_reason(error)}.") from error
     return commit.pr_url or commit.commit_url
+
+
+def _reason(error: Exception) -> str:
+    """What an error says first, without the period."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _operations(folder: Path, subfolder: str | None) -> list[CommitOperationAdd]:

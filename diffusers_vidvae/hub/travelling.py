@@ -25,7 +25,7 @@ class AcceptedTypes(tuple):
 
 def signature_types(cls: type[DiffusionPipeline]) -> dict[str, AcceptedTypes]:
     r"""Classes of a pipeline's components, which `from_pipe` compares with those of another pipeline."""
-    found = DiffusionPipeline._get_signature_types.__func__(cls)  # type: ignore[attr-defined]
+    found = DiffusionPipeline._get_signature_types.__func__(cls)
     return {name: AcceptedTypes(types) for name, types in found.items()}
 
 

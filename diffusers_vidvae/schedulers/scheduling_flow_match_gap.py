@@ -61,7 +61,7 @@ class FlowMatchGapScheduler(FlowMatchEulerDiscreteScheduler):
         sigmas: Sequence[float] | None = None,
         mu: float | None = None,
         timesteps: Sequence[float] | None = None,
-    ):
+    ) -> None:
         r"""Sets the noise levels, by default `1 - i / num_inference_steps`, which the config's shift is applied to.
 
         Args:
@@ -84,9 +84,43 @@ class FlowMatchGapScheduler(FlowMatchEulerDiscreteScheduler):
         r"""Returns the sample: a flow's state is the model's input."""
         return sample
 
+    def scale_noise(
+        self, sample: torch.Tensor, timestep: float | torch.Tensor, noise: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        r"""The flow's state between data and noise, `sigma * noise + (1 - sigma) * sample`.
+
+        Takes every timestep, of the schedule or between its steps: the noise level is that of the schedule where it
+        has the timestep, and else the timestep over `num_train_timesteps`, which is the same unless `set_timesteps`
+        was told otherwise.
+
+        Args:
+            sample: Data, `(batch, ...)`.
+            timestep: From 0, the data, to `num_train_timesteps`, the noise; one for all clips, or `(batch,)`.
+            noise: Noise of the shape of `sample`.
+
+        Raises:
+            ValueError: There is no noise, or a timestep is not in the range.
+        """
+        if noise is None:
+            raise ValueError("`noise` must be given.")
+        sigma = self._noise_levels(torch.as_tensor(timestep, device=sample.device)).to(sample.dtype)
+        sigma = sigma.reshape(-1, *[1] * (sample.ndim - 1))
+        return sigma * noise + (1 - sigma) * sample
+
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         r"""`scale_noise` under the name and argument order of diffusion schedulers."""
         return self.scale_noise(original_samples, timesteps, noise)
+
+    def _noise_levels(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """Noise levels of timesteps, float32 `(num_timesteps,)`."""
+        timesteps = timesteps.flatten().float()
+        last = self.config.num_train_timesteps
+        if not ((timesteps >= 0) & (timesteps <= last)).all():
+            raise ValueError(f"`timestep` must lie between 0 and {last}, got {timesteps.tolist()}.")
+        schedule = self.timesteps.to(timesteps)
+        same = timesteps[:, None] == schedule
+        scheduled = self.sigmas.to(timesteps)[same.int().argmax(dim=1)]
+        return torch.where(same.any(dim=1), scheduled, timesteps / last)
 
     def step(
         self,

@@ -34,6 +34,9 @@ options = ["--num-latent-frames", "2", "--num-frames", "3", "--steps", "1"]
 assert run(["generate", "-m", "tester/generation", "-o", "{tmp_path}/clip.mkv", *options]) == 0
 for model in ("tester/generation", "tester/vae"):
     assert run(["compress", "{tmp_path}/clip.mkv", "-m", model, "-o", "{tmp_path}/clip.fsv", "--force"]) == 0
+remote = ["-m", "tester/generation", "--revision", "remote-code"]
+assert run(["compress", "{tmp_path}/clip.mkv", *remote, "-o", "{tmp_path}/clip.fsv", "--force"]) == 0
+assert run(["generate", *remote, "-o", "{tmp_path}/remote.mkv", *options]) == 0
 assert run(["compress", "{tmp_path}/clip.mkv", "-m", "tester/nothing", "-o", "{tmp_path}/b.fsv"]) == 1
 """,
         home="reader",

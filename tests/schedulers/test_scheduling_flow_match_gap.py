@@ -181,6 +181,53 @@ def test_noise_is_added_along_the_flow():
     assert scheduler.scale_model_input(data, scheduler.timesteps[0]) is data
 
 
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_noise_of_scheduled_timesteps_is_the_parent_s(shift):
+    options = {"shift": shift}
+    ours, parent = FlowMatchGapScheduler(**options), FlowMatchEulerDiscreteScheduler(**options)
+    ours.set_timesteps(7)
+    parent.set_timesteps(sigmas=[1 - i / 7 for i in range(7)])
+    data, noise = torch.randn(7, 3, 2), torch.randn(7, 3, 2)
+    for dtype in (torch.float32, torch.bfloat16):
+        expected = parent.scale_noise(data.to(dtype), parent.timesteps, noise.to(dtype))
+        assert torch.equal(ours.scale_noise(data.to(dtype), ours.timesteps, noise.to(dtype)), expected)
+
+
+@pytest.mark.parametrize("num_inference_steps", [None, 10])
+def test_noise_of_every_timestep_is_on_the_line_from_data_to_noise(num_inference_steps):
+    scheduler = FlowMatchGapScheduler(shift=3.0)
+    if num_inference_steps is not None:
+        scheduler.set_timesteps(num_inference_steps)
+        scheduler.set_begin_index(2)
+    data, noise = torch.randn(4, 3, 2), torch.randn(4, 3, 2)
+    assert torch.equal(scheduler.add_noise(data, noise, torch.zeros(4, dtype=torch.int64)), data)
+    assert torch.equal(scheduler.add_noise(data, noise, torch.tensor([1000])), noise)
+    assert torch.equal(scheduler.scale_noise(data, 0, noise), data)
+    timesteps = torch.tensor([0.0, 123.456, 0.5, 999.99])
+    sigma = (timesteps / 1000)[:, None, None]
+    torch.testing.assert_close(scheduler.add_noise(data, noise, timesteps), sigma * noise + (1 - sigma) * data)
+    integers = torch.randint(0, 1001, (4,))
+    torch.testing.assert_close(
+        scheduler.add_noise(data, noise, integers), scheduler.add_noise(data, noise, integers.double())
+    )
+
+
+def test_timesteps_that_were_named_otherwise_keep_their_noise_level():
+    scheduler = FlowMatchGapScheduler()
+    scheduler.set_timesteps(sigmas=[0.9, 0.5], timesteps=[800.0, 300.0])
+    data, noise = torch.randn(2, 3), torch.randn(2, 3)
+    sigma = torch.tensor([[0.9], [0.5]])
+    torch.testing.assert_close(
+        scheduler.add_noise(data, noise, torch.tensor([800, 300])), sigma * noise + (1 - sigma) * data
+    )
+
+
+@pytest.mark.parametrize("timestep", [-1.0, 1000.5, float("nan")])
+def test_timesteps_out_of_range_are_refused(timestep):
+    with pytest.raises(ValueError, match="must lie between 0 and 1000, got"):
+        FlowMatchGapScheduler().add_noise(torch.zeros(1, 2), torch.zeros(1, 2), torch.tensor([timestep]))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
