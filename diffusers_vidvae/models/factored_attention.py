@@ -2,6 +2,11 @@ r"""The space-time block that `FrameSelectVAE` and `GapDiT` are built of.
 
 Attention over the frames of one token position, then over the tokens of one frame, each followed by an MLP, as in
 https://github.com/floatingtrees/dynamic-frame-compression/blob/2150c20/layers.py.
+
+Tokens stay `(batch, frames, tokens, dim)` throughout, so that every product reads contiguous rows: attention over
+frames takes the heads of all token positions for heads of one long row, and neither attention moves a token. Where no
+gradients are recorded, what a block made itself is overwritten in place, since fresh memory costs a CPU more than the
+arithmetic done in it.
 """
 
 from __future__ import annotations
@@ -17,6 +22,9 @@ ROPE_TYPES = ("raster", "axial")
 
 # shift, scale and gate for each of the four sub-layers of a block
 NUM_MODULATIONS = 12
+
+# GPUs launch attention for at most so many heads at once.
+MAX_HEADS = 65535
 
 
 class RotaryEmbedding(nn.Module):
@@ -41,7 +49,7 @@ class RotaryEmbedding(nn.Module):
         self.base = base
 
     def forward(self, height: int, width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns cosines and sines, float32, each of shape `(height * width, head_dim)`."""
+        """Returns cosines, and sines with the first half negated, float32, each `(height * width, head_dim)`."""
         if self.rope_type == "raster":
             angles = self._angles(torch.arange(height * width, device=device), self.head_dim)  # (N, head_dim / 2)
         else:
@@ -50,8 +58,8 @@ class RotaryEmbedding(nn.Module):
             row_angles = row_angles[:, None].expand(-1, width, -1)
             column_angles = column_angles[None].expand(height, -1, -1)
             angles = torch.cat([row_angles, column_angles], dim=-1).flatten(0, 1)  # (N, head_dim / 2)
-        angles = torch.cat([angles, angles], dim=-1)  # (N, head_dim)
-        return angles.cos(), angles.sin()
+        cos, sin = angles.cos(), angles.sin()
+        return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)  # (N, head_dim)
 
     def _angles(self, positions: torch.Tensor, channels: int) -> torch.Tensor:
         exponents = torch.arange(0, channels, 2, dtype=torch.float32, device=positions.device) / channels
@@ -60,9 +68,16 @@ class RotaryEmbedding(nn.Module):
 
 def apply_rotary(hidden_states: torch.Tensor, rotary_emb: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Rotates `(batch, tokens, heads, head_dim)` by half-split pairs: channel i with channel i + head_dim / 2."""
-    cos, sin = (table[None, :, None].to(hidden_states.dtype) for table in rotary_emb)  # (1, N, 1, head_dim)
+    cos, signed_sin = (table[None, :, None] for table in rotary_emb)  # (1, N, 1, head_dim)
     first, second = hidden_states.chunk(2, dim=-1)
-    return hidden_states * cos + torch.cat([-second, first], dim=-1) * sin
+    swapped = torch.cat([second, first], dim=-1)
+    # Half precision is multiplied in float32: rounded angles would mix up distant positions.
+    rotated = hidden_states * cos
+    if torch.is_grad_enabled():
+        rotated = torch.addcmul(rotated, swapped, signed_sin)
+    else:
+        rotated.addcmul_(swapped, signed_sin)
+    return rotated.to(hidden_states.dtype)
 
 
 class FactoredAttnProcessor:
@@ -83,20 +98,22 @@ class FactoredAttnProcessor:
         else:
             query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
 
-        query, key, value = (states.unflatten(-1, (attn.heads, -1)) for states in (query, key, value))
-        query = apply_rotary(attn.norm_q(query), rotary_emb)  # (batch, tokens, heads, head_dim)
+        query, key, value = (attn.split_heads(states) for states in (query, key, value))
+        query = apply_rotary(attn.norm_q(query), rotary_emb)  # (sequences, length, heads, head_dim)
         key = apply_rotary(attn.norm_k(key), rotary_emb)
 
-        hidden_states = dispatch_attention_fn(
-            query,
-            key,
-            value,
-            attn_mask=attention_mask,
-            backend=self._attention_backend,
-            parallel_config=self._parallel_config if attn.splits_tokens else None,
-        )
-        hidden_states = hidden_states.flatten(2, 3).to(query.dtype)  # (batch, tokens, heads * head_dim)
-        return attn.to_out[1](attn.to_out[0](hidden_states))
+        parts = [
+            dispatch_attention_fn(
+                *heads,
+                attn_mask=attention_mask,
+                backend=self._attention_backend,
+                parallel_config=None if attn.over_frames else self._parallel_config,
+            )
+            for heads in zip(*(states.split(MAX_HEADS, dim=2) for states in (query, key, value)), strict=True)
+        ]
+        states = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+        states = attn.join_heads(states.to(query.dtype), hidden_states)  # (B, T, N, heads * head_dim)
+        return attn.to_out[1](attn.to_out[0](states))
 
 
 class FactoredAttention(nn.Module, AttentionModuleMixin):
@@ -106,7 +123,8 @@ class FactoredAttention(nn.Module, AttentionModuleMixin):
         dim: Width of the tokens.
         heads: Number of heads.
         dim_head: Channels of one head.
-        splits_tokens: Whether context parallelism may split the tokens attended over. Frames are never split.
+        over_frames: Whether a token attends to those at its position in other frames, or to those of its frame.
+            Context parallelism may split the tokens of a frame, never the frames.
     """
 
     _default_processor_cls = FactoredAttnProcessor
@@ -114,12 +132,13 @@ class FactoredAttention(nn.Module, AttentionModuleMixin):
     processor: FactoredAttnProcessor
     to_qkv: nn.Linear  # there while projections are fused
 
-    def __init__(self, dim: int, heads: int, dim_head: int, splits_tokens: bool):
+    def __init__(self, dim: int, heads: int, dim_head: int, over_frames: bool):
         super().__init__()
         self.heads = heads
+        self.dim_head = dim_head
         self.use_bias = True
         self.is_cross_attention = False
-        self.splits_tokens = splits_tokens
+        self.over_frames = over_frames
 
         inner_dim = heads * dim_head
         self.to_q = nn.Linear(dim, inner_dim)
@@ -142,6 +161,19 @@ class FactoredAttention(nn.Module, AttentionModuleMixin):
     ) -> torch.Tensor:
         return self.processor(self, hidden_states, rotary_emb, attention_mask)
 
+    def split_heads(self, states: torch.Tensor) -> torch.Tensor:
+        r"""Views `(batch, frames, tokens, heads * head_dim)` as `(sequences, length, heads, head_dim)`.
+
+        Over frames the sequences are the clips, and every token position has heads of its own.
+        """
+        if not self.over_frames:
+            return states.flatten(0, 1).unflatten(-1, (self.heads, self.dim_head))
+        return states.unflatten(-1, (self.heads, self.dim_head)).flatten(2, 3)
+
+    def join_heads(self, states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        r"""Inverse of `split_heads`; `tokens` are `(batch, frames, tokens, dim)`."""
+        return states.reshape(*tokens.shape[:3], self.heads * self.dim_head)
+
 
 class FactoredFeedForward(nn.Module):
     """Linear, SiLU, Linear."""
@@ -154,7 +186,7 @@ class FactoredFeedForward(nn.Module):
         nn.init.zeros_(self.linear_2.bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.linear_2(F.silu(self.linear_1(hidden_states)))
+        return self.linear_2(F.silu(self.linear_1(hidden_states), inplace=not torch.is_grad_enabled()))
 
 
 class FactoredAttentionBlock(nn.Module):
@@ -179,11 +211,11 @@ class FactoredAttentionBlock(nn.Module):
     ):
         super().__init__()
         self.temporal_attn_norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=not adaptive)
-        self.temporal_attn = FactoredAttention(dim, num_attention_heads, attention_head_dim, splits_tokens=False)
+        self.temporal_attn = FactoredAttention(dim, num_attention_heads, attention_head_dim, over_frames=True)
         self.temporal_ff_norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=not adaptive)
         self.temporal_ff = FactoredFeedForward(dim, ff_inner_dim)
         self.spatial_attn_norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=not adaptive)
-        self.spatial_attn = FactoredAttention(dim, num_attention_heads, attention_head_dim, splits_tokens=True)
+        self.spatial_attn = FactoredAttention(dim, num_attention_heads, attention_head_dim, over_frames=False)
         self.spatial_ff_norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=not adaptive)
         self.spatial_ff = FactoredFeedForward(dim, ff_inner_dim)
         self.scale_shift_table = nn.Parameter(torch.zeros(NUM_MODULATIONS, dim)) if adaptive else None
@@ -204,25 +236,18 @@ class FactoredAttentionBlock(nn.Module):
             frame_mask: Bool `(batch, frames)`; frames that are False are not attended to.
             modulation: `(batch, 12, dim)`, for an adaptive block.
         """
-        batch_size, num_frames, num_tokens, _ = hidden_states.shape
         shifts, scales, gates = self._modulations(modulation)
+        temporal_mask = None if frame_mask is None else frame_mask[:, None, None]  # (B, 1, 1, T)
 
-        temporal_mask = None
-        if frame_mask is not None:
-            temporal_mask = frame_mask.repeat_interleave(num_tokens, dim=0)[:, None, None]  # (B * N, 1, 1, T)
-
-        states = _modulate(self.temporal_attn_norm(hidden_states), shifts[0], scales[0])
-        states = states.transpose(1, 2).flatten(0, 1)  # (B * N, T, D)
+        states = _modulate(self.temporal_attn_norm(hidden_states), shifts[0], scales[0])  # (B, T, N, D)
         states = self.temporal_attn(states, temporal_rotary_emb, temporal_mask)
-        states = states.unflatten(0, (batch_size, num_tokens)).transpose(1, 2)  # (B, T, N, D)
-        hidden_states = _add_gated(hidden_states, states, gates[0])
+        hidden_states = _add_gated(hidden_states, states, gates[0], is_own=False)
 
         states = self.temporal_ff(_modulate(self.temporal_ff_norm(hidden_states), shifts[1], scales[1]))
         hidden_states = _add_gated(hidden_states, states, gates[1])
 
         states = _modulate(self.spatial_attn_norm(hidden_states), shifts[2], scales[2])
-        states = self.spatial_attn(states.flatten(0, 1), spatial_rotary_emb)  # (B * T, N, D)
-        states = states.unflatten(0, (batch_size, num_frames))  # (B, T, N, D)
+        states = self.spatial_attn(states, spatial_rotary_emb)
         hidden_states = _add_gated(hidden_states, states, gates[2])
 
         states = self.spatial_ff(_modulate(self.spatial_ff_norm(hidden_states), shifts[3], scales[3]))
@@ -239,8 +264,13 @@ class FactoredAttentionBlock(nn.Module):
 
 
 def _modulate(hidden_states: torch.Tensor, shift: torch.Tensor | None, scale: torch.Tensor | None) -> torch.Tensor:
-    return hidden_states if shift is None or scale is None else hidden_states * (1 + scale) + shift
+    return hidden_states if shift is None or scale is None else torch.addcmul(shift, hidden_states, 1 + scale)
 
 
-def _add_gated(hidden_states: torch.Tensor, states: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
-    return hidden_states + (states if gate is None else gate * states)
+def _add_gated(
+    hidden_states: torch.Tensor, states: torch.Tensor, gate: torch.Tensor | None, is_own: bool = True
+) -> torch.Tensor:
+    """Adds to the residual stream, in place if it is the block's own and no gradient needs it."""
+    if torch.is_grad_enabled() or not is_own:
+        return hidden_states + states if gate is None else torch.addcmul(hidden_states, gate, states)
+    return hidden_states.add_(states) if gate is None else hidden_states.addcmul_(gate, states)

@@ -46,8 +46,8 @@ class PatchUnembed(nn.Module):
         features = self.upsample(self.linear(tokens))  # (B, T, N, p * p * C * u)
         features = features.unflatten(3, (self.patch_size, self.patch_size, -1))
         features = features.unflatten(2, (height, width))  # (B, T, h, w, p, p, C * u)
-        features = features.permute(0, 6, 1, 2, 4, 3, 5)  # (B, C * u, T, h, p, w, p)
-        return features.flatten(5, 6).flatten(3, 4)  # (B, C * u, T, H, W)
+        features = features.permute(0, 1, 2, 4, 3, 5, 6).flatten(4, 5).flatten(2, 3)  # (B, T, H, W, C * u)
+        return features.permute(0, 4, 1, 2, 3)  # (B, C * u, T, H, W), channels innermost
 
 
 class LatentKeepHead(nn.Module):
@@ -185,7 +185,7 @@ class FrameSelectDecoder(nn.Module):
         frame_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         height, width = latents.shape[3:]
-        tokens = self.proj_in(latents.flatten(3).permute(0, 2, 3, 1))  # (B, T, N, D)
+        tokens = self.proj_in(latents.flatten(3).permute(0, 2, 3, 1).contiguous())  # (B, T, N, D)
         for block in self.transformer_blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 tokens = self._gradient_checkpointing_func(

@@ -294,7 +294,7 @@ class GapDiT(ModelMixin, ConfigMixin, AttentionMixin, FromOriginalModelMixin, Pe
         temporal_rotary_emb = self.temporal_rope(1, num_frames, hidden_states.device)
         spatial_rotary_emb = self.spatial_rope(height, width, hidden_states.device)
 
-        tokens = self.proj_in(hidden_states.flatten(3).permute(0, 2, 3, 1))  # (B, K, N, D)
+        tokens = self.proj_in(hidden_states.flatten(3).permute(0, 2, 3, 1).contiguous())  # (B, K, N, D)
         time_embedding = modulation = None
         if self.time_proj is not None:
             signal_level = 1 - timestep[:, None] / 1000

@@ -25,7 +25,7 @@ class ConvNormAct(nn.Module):
             hidden_states = self.norm(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).transpose(1, 2)
         else:
             hidden_states = self.norm(hidden_states)
-        return F.silu(hidden_states)
+        return F.silu(hidden_states, inplace=not torch.is_grad_enabled())
 
 
 class RefinerDownBlock(nn.Module):
