@@ -106,7 +106,7 @@ def test_wheel_of_the_source_distribution_holds_all_files_and_nothing_else(tmp_p
 
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} == {"diffusers_vidvae", wheel.name.split("-py3")[0] + ".dist-info"}
-    kinds = {".py", ".typed", ".json", ".yaml", ".md", ".safetensors", ".jpg", ".png"}
+    kinds = {".py", ".typed", ".json", ".yaml", ".md", ".safetensors", ".jpg", ".png", ".html", ".css", ".js"}
     for folder in ("diffusers_vidvae", "pipelines", "conversion"):
         for file in (ROOT / folder).rglob("*"):
             if file.is_file() and file.suffix in kinds:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import compression, console, conversion, demo_clip, generation, inspection, reconstruction, training
+from . import compression, console, conversion, demo_clip, evaluation, generation, inspection, reconstruction, training
 from .sources import Commands
 
 
@@ -47,7 +47,7 @@ def _options(
     pass
 
 
-for module in (compression, reconstruction, generation, inspection, conversion, training, demo_clip):
+for module in (compression, reconstruction, evaluation, generation, inspection, conversion, training, demo_clip):
     module.add_commands(app)
 
 

@@ -1,26 +1,22 @@
-"""`vidvae reconstruct` and `vidvae evaluate`."""
+"""`vidvae reconstruct`."""
 
 from __future__ import annotations
 
 from enum import Enum
-from fractions import Fraction
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import console, models
-from .compression import describe_compressed
 from .console import CommandError
-from .options import Device, Force, Fps, Json, Mode, Model, ModelDType, Quantize, Seed, SizeMode
+from .options import Device, Force, Fps, Json, Mode, Model, ModelDType, Seed
 
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
     from diffusers_vidvae import VideoReconstructionPipeline
-    from diffusers_vidvae.metrics import PerceptualMetric
 
 
 class SizeBucketName(str, Enum):
@@ -39,7 +35,6 @@ MEDIA_SUFFIXES = (*VIDEO_SUFFIXES, ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".t
 
 def add_commands(app: typer.Typer) -> None:
     app.command()(reconstruct)
-    app.command()(evaluate)
 
 
 def load_reconstruction_pipeline(model: ModelMixin) -> VideoReconstructionPipeline:
@@ -116,76 +111,9 @@ def reconstruct(
         "model": f"{report['model']} ({report['class']})",
         "clip": console.clip_text(report),
         "original": result.original_output,
-        **{name: _figure(name, result.metrics) for name in ("psnr", "ssim", "temporal_psnr")},
+        **{name: figure_text(name, result.metrics) for name in ("psnr", "ssim", "temporal_psnr")},
     }
     console.print_fields(str(result.output), fields)
-
-
-def evaluate(
-    inputs: Annotated[list[Path], typer.Argument(help="Images, videos, or folders of them.")],
-    model: Model = None,
-    mode: Annotated[
-        Mode | None, typer.Option(help="FrameSelectVAE: how the frames to keep are chosen. Default: systematic.")
-    ] = None,
-    num_frames: Annotated[int | None, typer.Option(help="FrameSelectVAE: frames to keep of every clip.")] = None,
-    rate: Annotated[float | None, typer.Option(help="FrameSelectVAE: share of the frames to keep.")] = None,
-    quantize: Annotated[
-        Quantize | None, typer.Option(help="FrameSelectVAE: how latents are stored. Default: bf16.")
-    ] = None,
-    size_mode: Annotated[
-        SizeMode | None, typer.Option(help="FrameSelectVAE: how frames fit the model. Default: auto.")
-    ] = None,
-    chunk_frames: Annotated[int | None, typer.Option(help="Other autoencoders: frames to run at a time.")] = None,
-    fps: Fps = None,
-    lpips: Annotated[bool, typer.Option("--lpips", help="Measure LPIPS, too; needs its weights.")] = False,
-    seed: Seed = None,
-    device: Device = None,
-    dtype: ModelDType = None,
-    json: Json = False,
-) -> None:
-    """Measure how well a model brings clips back, and at what rate."""
-    from diffusers_vidvae.media import media_kind
-    from diffusers_vidvae.metrics import LPIPS
-
-    paths = [path for item in inputs for path in media_in(item)]
-    for path in paths:
-        # What cannot be read is refused before the others were measured.
-        media_kind(path)
-    rate_of_frames = models.parse_fps(fps)
-    vae = models.load_model(model, models.Device.choose(device, dtype))
-    options = {
-        "mode": mode and mode.value,
-        "num_frames": num_frames,
-        "rate": rate,
-        "quantize": quantize and quantize.value,
-        "size_mode": size_mode and size_mode.value,
-        "seed": seed,
-    }
-    options = {name: value for name, value in options.items() if value is not None}
-    selects_frames = type(vae).__name__ == "FrameSelectVAE"
-    refuse_options(type(vae).__name__, {"chunk_frames": chunk_frames} if selects_frames else options)
-    distance = LPIPS(device=vae.device) if lpips else None
-    rows = []
-    for path in paths:
-        if selects_frames:
-            figures = evaluate_compression(vae, path, rate_of_frames, distance, dict(options))
-        else:
-            figures = evaluate_reconstruction(vae, path, rate_of_frames, distance, chunk_frames)
-        rows.append({"input": path, **figures})
-    if json:
-        console.print_json({"model": models.model_name(model), "class": type(vae).__name__, "clips": rows})
-        return
-    console.stdout.print(f"model: {models.model_name(model)} ({type(vae).__name__})", markup=False)
-    print_rows(rows)
-
-
-def refuse_options(class_name: str, options: dict[str, Any]) -> None:
-    """Refuses options that were given although a model has no use for them."""
-    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
-    if given:
-        raise CommandError(
-            f"{' and '.join(given)}: {class_name} has no use for {'it' if len(given) == 1 else 'them'}."
-        )
 
 
 def media_in(path: Path) -> list[Path]:
@@ -198,68 +126,7 @@ def media_in(path: Path) -> list[Path]:
     return files
 
 
-def evaluate_compression(
-    vae: ModelMixin, path: Path, fps: Fraction | None, lpips: PerceptualMetric | None, options: dict[str, Any]
-) -> dict[str, Any]:
-    """Fidelity and cost of a compressed clip, decoded from what its file would hold, in constant memory."""
-    import torch
-
-    from diffusers_vidvae import VideoCompressionPipeline
-    from diffusers_vidvae.metrics import ClipMetrics
-    from diffusers_vidvae.pipelines.clip_source import open_clips
-
-    pipeline = models.quiet_pipeline(VideoCompressionPipeline(vae))
-    generator = models.make_generator(options.pop("seed", None))
-    compressed = pipeline.compress(path, fps=fps, generator=generator, **options)
-    boundaries = [window.start for window in compressed.selections[1:]]
-    metrics = ClipMetrics(compressed.keep_mask, boundaries, lpips=lpips)
-    (source,) = open_clips(path, fps)
-    for frames in pipeline.decompress_frames(compressed):
-        reference = torch.stack(list(islice(source.frames, len(frames))), dim=1)
-        metrics.update(reference[None], frames)
-    return {**metrics.compute(), **describe_compressed(compressed)}
-
-
-def evaluate_reconstruction(
-    vae: ModelMixin, path: Path, fps: Fraction | None, lpips: PerceptualMetric | None, chunk_frames: int | None
-) -> dict[str, Any]:
-    """Fidelity of a reconstructed image or clip at its native size and rate."""
-    from diffusers_vidvae.metrics import ClipMetrics
-
-    metrics, boundaries = ClipMetrics(lpips=lpips), []
-    for piece in load_reconstruction_pipeline(vae).reconstruct_frames(path, fps=fps, chunk_frames=chunk_frames):
-        boundaries.append(metrics.num_frames)
-        metrics.update(piece.original, piece.sample)
-    metrics.boundaries = boundaries[1:]
-    height, width = piece.original.shape[3:]
-    return {"width": width, "height": height, **metrics.compute()}
-
-
-COLUMNS = {
-    "num_frames": "frames",
-    "keep_rate": "kept",
-    "psnr": "PSNR",
-    "psnr_dropped": "dropped",
-    "ssim": "SSIM",
-    "temporal_psnr": "temporal",
-    "still_flicker": "flicker",
-    "lpips": "LPIPS",
-    "bits_per_pixel": "bpp",
-}
-
-
-def print_rows(rows: list[dict[str, Any]]) -> None:
-    """Prints a line for every clip and, for more than one, their mean."""
-    names = [name for name in COLUMNS if any(row.get(name) is not None for row in rows)]
-    lines = [[row["input"].name, *(_figure(name, row) or "-" for name in names)] for row in rows]
-    if len(rows) > 1:
-        values = {name: [row[name] for row in rows if row.get(name) is not None] for name in names}
-        mean = {name: sum(known) / len(known) for name, known in values.items() if name != "num_frames"}
-        lines.append(["mean", *(_figure(name, mean) or "" for name in names)])
-    console.print_table(["clip", *(COLUMNS[name] for name in names)], lines)
-
-
-def _figure(name: str, figures: dict[str, Any] | None) -> str | None:
+def figure_text(name: str, figures: dict[str, Any] | None) -> str | None:
     """A figure as people read it."""
     value = (figures or {}).get(name)
     if value is None or isinstance(value, int):

@@ -5,9 +5,11 @@ r"""Which autoencoder, at which rate: models, budgets and codecs on the same cli
 
 from __future__ import annotations
 
+from .clips import DEMO_MOTIONS
 from .report import write_report
 from .run import evaluate_models
 from .settings import EvaluationSettings
+from .summary import summarize
 
 
-__all__ = ["EvaluationSettings", "evaluate_models", "write_report"]
+__all__ = ["DEMO_MOTIONS", "EvaluationSettings", "evaluate_models", "summarize", "write_report"]

@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from diffusers_vidvae.media import VideoReader, load_image, media_kind, resample_frames
 from diffusers_vidvae.media.transforms import resize, to_frames, to_pixels
+from diffusers_vidvae.training.procedural import MOTIONS, ProceduralClips
 
 from .settings import EvaluationSettings
 
 
+DEMO_MOTIONS = MOTIONS
 DEMO_FPS = Fraction(12)
 DEMO_SEED = 20_000
 
@@ -56,11 +58,10 @@ def load_clip(path: Path, name: str, settings: EvaluationSettings) -> Evaluation
 
 def demo_clips(settings: EvaluationSettings) -> list[EvaluationClip]:
     """Procedural clips of 32 frames of 64x64 that no embedded model was trained on, one of every kind of motion."""
-    from diffusers_vidvae.training.procedural import MOTIONS, ProceduralClips
-
-    clips = ProceduralClips(length=len(MOTIONS), num_frames=32, height=64, width=64, seed=DEMO_SEED)
+    clips = ProceduralClips(length=len(DEMO_MOTIONS), num_frames=32, height=64, width=64, seed=DEMO_SEED)
     return [
-        _scaled(f"procedural, {motion}", clips[index], DEMO_FPS, settings.side) for index, motion in enumerate(MOTIONS)
+        _scaled(f"procedural, {motion}", clips[index][: settings.max_frames], DEMO_FPS, settings.side)
+        for index, motion in enumerate(DEMO_MOTIONS)
     ]
 
 

@@ -30,7 +30,6 @@ def evaluate_models(
     folder: Path,
     settings: EvaluationSettings | None = None,
     lpips: PerceptualMetric | None = None,
-    command: str | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> ResultsFolder:
     r"""Measures models on clips, in the order that is left of them; what `folder` has is not measured again.
@@ -43,7 +42,6 @@ def evaluate_models(
         folder: Where results go.
         settings: What is measured.
         lpips: Perceptual distance to measure, too.
-        command: How this was called, for the report.
         advance: Called after every clip.
 
     Raises:
