@@ -14,7 +14,7 @@ import typer
 from . import console, models
 from .compression import describe_compressed
 from .console import CommandError
-from .options import Device, Fps, Json, ModelDType, Quantize, Seed, SizeMode
+from .options import Device, Fps, Json, ModelDType, Models, Quantize, Seed, SizeMode
 from .reconstruction import figure_text, load_reconstruction_pipeline, media_in
 
 
@@ -49,15 +49,7 @@ def evaluate(
         list[Path] | None,
         typer.Argument(help="Images, videos, or folders of them. A report without any takes procedural clips."),
     ] = None,
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--model",
-            "-m",
-            help="Folder, Hub id, or original checkpoint; a report takes several. Default: the embedded demo model.",
-            show_default=False,
-        ),
-    ] = None,
+    model: Models = None,
     report: Annotated[
         Path | None, typer.Option(help="Folder for a report with pictures, curves and codecs; an old one goes on.")
     ] = None,

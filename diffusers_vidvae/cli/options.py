@@ -49,6 +49,15 @@ Model = Annotated[
         show_default=False,
     ),
 ]
+Models = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Folder, Hub id, or original checkpoint; a report takes several. Default: the demo model in the package.",
+        show_default=False,
+    ),
+]
 Device = Annotated[
     str | None, typer.Option(help="Device of torch, such as `cuda:1`. Default: CUDA if there is one, else the CPU.")
 ]
