@@ -103,6 +103,43 @@ def place_given_frames(
     return GivenFrames(latents, mask[..., None, None], positions)
 
 
+def place_at(
+    positions: torch.Tensor,
+    frame_mask: torch.Tensor,
+    num_frames: Sequence[int | None],
+    transformer: GapDiT,
+    size: tuple,
+) -> GivenFrames:
+    r"""What is known when only the places of all latent frames are given: their gaps.
+
+    Args:
+        positions: Frame indices, rising, int64 `(batch, kept)`; -1 for padding.
+        frame_mask: Bool `(batch, kept)`; False for padding.
+        num_frames: Length of each video, where it is asked for.
+        transformer: The model to generate with.
+        size: Height and width of the latents.
+    """
+    channels = transformer.config.in_channels
+    latents = torch.zeros(len(positions), channels, positions.shape[1], *size, device=positions.device)
+    mask = torch.zeros(len(positions), channels, positions.shape[1], dtype=torch.bool, device=positions.device)
+    if transformer.num_gap_channels:
+        gap_channels, known = _known_gap_channels(positions, frame_mask, num_frames, transformer)
+        latents = torch.cat([latents, gap_channels[..., None, None].expand(-1, -1, -1, *size)], dim=1)
+        mask = torch.cat([mask, known], dim=1)
+    return GivenFrames(latents, mask[..., None, None], positions)
+
+
+def known_gaps(given: GivenFrames | None, transformer: GapDiT) -> dict[str, torch.Tensor]:
+    """Arguments that tell a model which gaps are known, if it can be told."""
+    if given is None or not transformer.config.condition_on_gaps or not transformer.num_gap_channels:
+        return {}
+    channels = transformer.config.in_channels
+    return {
+        "known_gaps": given.latents[:, channels:, :, 0, 0],
+        "known_gaps_mask": given.mask[:, channels:, :, 0, 0],
+    }
+
+
 def _known_gap_channels(
     positions: torch.Tensor, frame_mask: torch.Tensor, num_frames: Sequence[int | None], transformer: GapDiT
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -21,6 +21,7 @@ from diffusers.loaders import CogVideoXLoraLoaderMixin
 from diffusers.utils import is_torch_xla_available, replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
+from transformers import CLIPTextModel, PreTrainedTokenizerBase, T5EncoderModel
 
 from diffusers_vidvae.autoencoders import require_frame_select
 from diffusers_vidvae.models.clip_windows import clip_windows
@@ -29,8 +30,9 @@ from diffusers_vidvae.models.gap_dit import GapDiT
 from diffusers_vidvae.schedulers.scheduling_flow_match_gap import FlowMatchGapScheduler, GapPlan, check_sigmas
 
 from .clip_source import ClipInput, frame_to_tensor, open_clips
-from .frame_conditioning import GivenFrames, consecutive_runs, place_given_frames
+from .frame_conditioning import GivenFrames, consecutive_runs, known_gaps, place_at, place_given_frames
 from .pipeline_output import GapDiTPipelineOutput
+from .text_prompts import TextEmbeddings, embed_texts
 
 
 if is_torch_xla_available():
@@ -59,23 +61,32 @@ EXAMPLE_DOC_STRING = """
 
         >>> # A photo as the first frame, another as the last one.
         >>> output = pipe(num_latent_frames=4, num_frames=16, image=["a.png", "b.png"], frame_indices=[0, 15])
+
+        >>> # A pipeline that was trained with captions.
+        >>> pipe = GapDiTPipeline.from_pretrained("runs/gap_dit/pipeline")
+        >>> output = pipe(prompt="a large red disc moves fast to the left on a blue background", guidance_scale=4.0)
         ```
 """
 
 
 class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
-    r"""Generates video without a prompt: a `GapDiT` makes latent frames and gaps, a `FrameSelectVAE` all frames.
+    r"""Generates video: a `GapDiT` makes latent frames and gaps, a `FrameSelectVAE` all frames.
 
-    Frames that are given (a photo to start from, a clip to continue, two photos to fill between) are kept exactly.
+    A transformer that was trained with captions follows a prompt; others take none. Frames that are given (a photo to
+    start from, a clip to continue, two photos to fill between) are kept exactly.
 
     Args:
         transformer: The model of latent frames and gaps.
         vae: The autoencoder whose latents it generates; None for `output_type="latent"` alone.
         scheduler: Any flow-matching scheduler of diffusers. Multistep solvers need `use_flow_sigmas=True` and
             `prediction_type="flow_prediction"`.
+        text_encoder: The text encoder that the transformer was trained with, of the CLIP or T5 family; None for a
+            transformer without text, or for `prompt_embeds` alone.
+        tokenizer: Its tokenizer.
     """
 
-    model_cpu_offload_seq = "transformer->vae"
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+    _optional_components = ["text_encoder", "tokenizer"]
     _callback_tensor_inputs = ["latents", "gaps"]
 
     def __init__(
@@ -88,10 +99,14 @@ class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         | FlowMatchLCMScheduler
         | UniPCMultistepScheduler
         | DPMSolverMultistepScheduler,
+        text_encoder: CLIPTextModel | T5EncoderModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ):
         super().__init__()
         require_frame_select(vae, type(self).__name__)
-        self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)
+        self.register_modules(
+            transformer=transformer, vae=vae, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer
+        )
         self.vae_scale_factor = self.vae.config.patch_size if getattr(self, "vae", None) else 16
         self.sample_size = self.transformer.config.sample_size if getattr(self, "transformer", None) else 16
         self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor)
@@ -109,8 +124,151 @@ class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         return self._attention_kwargs
 
     @property
+    def guidance_scale(self) -> float:
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        return self._guidance_scale > 1
+
+    @property
     def interrupt(self) -> bool:
         return self._interrupt
+
+    def encode_prompt(
+        self,
+        prompt: str | list[str] | None,
+        negative_prompt: str | list[str] | None = None,
+        do_classifier_free_guidance: bool = True,
+        num_videos_per_prompt: int = 1,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        prompt_attention_mask: torch.Tensor | None = None,
+        negative_prompt_attention_mask: torch.Tensor | None = None,
+        max_sequence_length: int | None = None,
+        device: torch.device | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        r"""Text embeddings of prompts, in the type of the transformer.
+
+        Args:
+            prompt: What the video is to show, or what each video is; an empty one without any.
+            negative_prompt: What it is not to show; empty by default.
+            do_classifier_free_guidance: Whether embeddings of the negative prompt are needed.
+            num_videos_per_prompt: Videos of every prompt.
+            prompt_embeds: Embeddings instead of `prompt`, `(prompts, text_tokens, text_dim)`.
+            negative_prompt_embeds: Embeddings instead of `negative_prompt`.
+            prompt_attention_mask: Bool `(prompts, text_tokens)` of `prompt_embeds`, False for padding.
+            negative_prompt_attention_mask: That of `negative_prompt_embeds`.
+            max_sequence_length: Tokens of a prompt; by default as many as the tokenizer has.
+            device: Where to put the embeddings.
+
+        Returns:
+            Embeddings and mask of the prompts, and of the negative ones or None.
+
+        Raises:
+            ValueError: A text is given twice, or as words to a pipeline without text encoder.
+        """
+        device = device or self._execution_device
+        for name, text, embeds in (
+            ("prompt", prompt, prompt_embeds),
+            ("negative_prompt", negative_prompt, negative_prompt_embeds),
+        ):
+            if text is not None and embeds is not None:
+                raise ValueError(f"Give `{name}` or `{name}_embeds`, not both.")
+
+        def embed(
+            texts: str | list[str] | None, embeds: torch.Tensor | None, mask: torch.Tensor | None, name: str
+        ) -> TextEmbeddings:
+            if embeds is not None:
+                found = TextEmbeddings(embeds.to(device), None if mask is None else mask.bool().to(device))
+            elif self.text_encoder is None or self.tokenizer is None:
+                raise ValueError(
+                    f"This pipeline has no text encoder and tokenizer; give `{name}_embeds` instead of `{name}`."
+                )
+            else:
+                texts = [texts or ""] if isinstance(texts, str) or texts is None else list(texts)
+                found = embed_texts(self.text_encoder, self.tokenizer, texts, max_sequence_length, device)
+            return TextEmbeddings(found.embeds.to(self.transformer.dtype), found.mask)
+
+        prompts = embed(prompt, prompt_embeds, prompt_attention_mask, "prompt")
+        embeds, mask = prompts.repeated(num_videos_per_prompt)
+        if not do_classifier_free_guidance:
+            return embeds, mask, None, None
+        negatives = embed(negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask, "negative_prompt")
+        return embeds, mask, *negatives.for_batch(len(prompts.embeds)).repeated(num_videos_per_prompt)
+
+    def check_prompt(
+        self,
+        prompt: str | list[str] | None,
+        negative_prompt: str | list[str] | None,
+        prompt_embeds: torch.Tensor | None,
+        num_videos_per_prompt: int,
+    ) -> None:
+        r"""Refuses prompts of the wrong type, and any for a transformer without text."""
+        if num_videos_per_prompt < 1:
+            raise ValueError(f"`num_videos_per_prompt` must be at least 1, got {num_videos_per_prompt}.")
+        for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
+            is_texts = isinstance(text, list) and all(isinstance(one, str) for one in text) and bool(text)
+            if text is not None and not isinstance(text, str) and not is_texts:
+                raise ValueError(f"`{name}` must be a text or a list of texts, got {text!r}.")
+        asked = [prompt, negative_prompt, prompt_embeds]
+        if self.transformer.config.text_dim is None and any(text is not None for text in asked):
+            raise ValueError("This transformer was trained without text, so it takes no prompt.")
+
+    def prepare_conditions(
+        self,
+        prompt: str | list[str] | None,
+        negative_prompt: str | list[str] | None,
+        num_videos_per_prompt: int,
+        batch_size: int,
+        **embeddings: Any,
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor] | None]:
+        r"""Arguments of the transformer that tell it the prompts, and those for the negative ones if it is guided."""
+        if self.transformer.config.text_dim is None:
+            return {}, None
+        embeds, mask, negative, negative_mask = self.encode_prompt(
+            prompt, negative_prompt, self.do_classifier_free_guidance, num_videos_per_prompt, **embeddings
+        )
+        conditions = TextEmbeddings(embeds, mask).for_batch(batch_size).arguments()
+        if negative is None:
+            return conditions, None
+        return conditions, TextEmbeddings(negative, negative_mask).for_batch(batch_size).arguments()
+
+    def predict(
+        self,
+        latents: torch.Tensor,
+        sigma: float,
+        frame_mask: torch.Tensor | None,
+        conditions: dict[str, torch.Tensor],
+        negative_conditions: dict[str, torch.Tensor] | None,
+        **cache_context: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        r"""Velocity, gaps and tail of a state, guided away from a negative prompt (arXiv:2207.12598).
+
+        In a model that denoises gaps, they are those that the guided velocity points to.
+        """
+        # Schedulers that round their timesteps keep exact noise levels.
+        timestep = torch.full((len(latents),), 1000 * sigma, device=latents.device)
+
+        def run(name: str, arguments: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+            with self.transformer.cache_context(name, sigma=sigma, **cache_context):
+                return self.transformer(
+                    hidden_states=latents.to(self.transformer.dtype),
+                    timestep=timestep,
+                    frame_mask=frame_mask,
+                    attention_kwargs=self._attention_kwargs,
+                    return_dict=False,
+                    **arguments,
+                )
+
+        velocity, gaps, *tails = run("cond", conditions)
+        velocity = velocity.float()
+        if negative_conditions is not None:
+            negative = run("uncond", negative_conditions)[0].float()
+            velocity = negative + self.guidance_scale * (velocity - negative)
+            if tails:
+                gaps, *tails = self.transformer.estimate_gaps(latents, velocity, timestep, frame_mask)
+        return velocity, gaps, tails[0] if tails else None
 
     def check_inputs(
         self,
@@ -435,6 +593,16 @@ class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         | MultiPipelineCallbacks
         | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006
+        positions: list[int] | list[list[int]] | None = None,
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        guidance_scale: float = 4.0,
+        num_videos_per_prompt: int = 1,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        prompt_attention_mask: torch.Tensor | None = None,
+        negative_prompt_attention_mask: torch.Tensor | None = None,
+        max_sequence_length: int | None = None,
     ) -> GapDiTPipelineOutput | tuple:
         r"""
         Generates videos.
@@ -464,6 +632,19 @@ class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             callback_on_step_end: Called after every step with the pipeline, the step's number and timestep, and a
                 dictionary of `callback_on_step_end_tensor_inputs`; what it returns there is taken over.
             callback_on_step_end_tensor_inputs: Any of `"latents"` and `"gaps"`.
+            positions: Frame index of every latent frame, rising, or a list of them for each video, in the place of
+                generated ones; not together with `video` or `image`.
+            prompt: What the video is to show, for a transformer that was trained with captions; a list for a video
+                each.
+            negative_prompt: What it is not to show.
+            guidance_scale: How far velocities go beyond the negative prompt's; 1 or less for no guidance.
+            num_videos_per_prompt: Videos of every prompt.
+            prompt_embeds: Text embeddings `(prompts, text_tokens, text_dim)` instead of `prompt`.
+            negative_prompt_embeds: The same instead of `negative_prompt`.
+            prompt_attention_mask: Bool `(prompts, text_tokens)` of `prompt_embeds`, False for padding.
+            negative_prompt_attention_mask: That of `negative_prompt_embeds`.
+            max_sequence_length: Tokens of a prompt, by default as many as the tokenizer has; longer ones are cut with
+                a warning.
 
         Examples:
 
@@ -478,11 +659,20 @@ class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         width = width or self.sample_size * self.vae_scale_factor
         if video is not None and image is not None:
             raise ValueError("Give `video` or `image`, not both.")
+        self.check_prompt(prompt, negative_prompt, prompt_embeds, num_videos_per_prompt)
         clips = self.prepare_frames(video, image, height, width)
         frame_indices = _resolve_frame_indices(frame_indices, clips)
+        if positions is not None:
+            if clips:
+                raise ValueError("Give `positions` or frames, whose places `frame_indices` says, not both.")
+            num_latent_frames = _count_positions(positions, num_latent_frames)
         if num_latent_frames is None:
             num_latent_frames = 8 if latents is None else latents.shape[2]
-        batch_size = _resolve_batch_size(batch_size, num_latent_frames, num_frames, clips, latents)
+        texts = prompt if isinstance(prompt, list) else prompt_embeds
+        num_prompts = None if texts is None else len(texts) * num_videos_per_prompt
+        if texts is None and num_videos_per_prompt > 1:
+            num_prompts = num_videos_per_prompt
+        batch_size = _resolve_batch_size(batch_size, num_latent_frames, num_frames, clips, latents, num_prompts)
         latent_counts: list[int] = _per_video(num_latent_frames, batch_size)
         lengths: list[int | None] = _per_video(num_frames, batch_size)
         self.check_inputs(
@@ -500,14 +690,32 @@ class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             callback_on_step_end_tensor_inputs,
         )
         self._attention_kwargs = attention_kwargs
+        self._guidance_scale = guidance_scale
         self._current_timestep = None
         self._interrupt = False
         device = self._execution_device
 
-        # 2. Given frames, noise and steps
+        # 2. Prompts, given frames, noise and steps
+        conditions, negative_conditions = self.prepare_conditions(
+            prompt,
+            negative_prompt,
+            num_videos_per_prompt,
+            batch_size,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            prompt_attention_mask=prompt_attention_mask,
+            negative_prompt_attention_mask=negative_prompt_attention_mask,
+            max_sequence_length=max_sequence_length,
+            device=device,
+        )
         counts = torch.tensor(latent_counts, device=device)
         frame_mask = torch.arange(max(latent_counts), device=device) < counts[:, None]
         given = self.prepare_given_frames(clips, frame_indices, frame_mask, lengths, device)
+        if positions is not None:
+            rows = _position_rows(positions, frame_mask, lengths)
+            size = self._latent_shape(batch_size, 1, height, width)[3:]
+            given = place_at(rows, frame_mask, lengths, self.transformer, size)
+        gap_conditions = known_gaps(given, self.transformer)
         latents = self.prepare_latents(latent_counts, height, width, device, generator, latents)
         num_tokens = latents.shape[2] * latents.shape[3] * latents.shape[4]
         timesteps, noise_levels = self.set_timesteps(num_inference_steps, sigmas, num_tokens, device)
@@ -526,21 +734,17 @@ class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                     continue
                 self._current_timestep = timestep
                 sigma = noise_levels[i]
-                with self.transformer.cache_context(
-                    "cond", step_index=i, num_inference_steps=len(timesteps), timestep=timestep, sigma=sigma
-                ):
-                    velocity, gaps, *tails = self.transformer(
-                        hidden_states=latents.to(self.transformer.dtype),
-                        # Schedulers that round their timesteps keep exact noise levels.
-                        timestep=torch.full((batch_size,), 1000 * sigma, device=device),
-                        frame_mask=attention_frame_mask,
-                        attention_kwargs=attention_kwargs,
-                        return_dict=False,
-                    )
-                tail = tails[0] if tails else None
-                latents = self.scheduler.step(velocity.float(), timestep, latents, **step_options, return_dict=False)[
-                    0
-                ]
+                velocity, gaps, tail = self.predict(
+                    latents,
+                    sigma,
+                    attention_frame_mask,
+                    {**conditions, **gap_conditions},
+                    None if negative_conditions is None else {**negative_conditions, **gap_conditions},
+                    step_index=i,
+                    num_inference_steps=len(timesteps),
+                    timestep=timestep,
+                )
+                latents = self.scheduler.step(velocity, timestep, latents, **step_options, return_dict=False)[0]
                 latents = self._level_gap_channels(latents)
                 if given is not None:
                     latents = given.put_on_path(latents, noise, noise_levels[i + 1])
@@ -626,9 +830,12 @@ def _resolve_batch_size(
     num_frames: int | list[int] | None,
     clips: list[list[torch.Tensor]],
     latents: torch.Tensor | None,
+    num_prompts: int | None,
 ) -> int:
     """Number of videos that all arguments agree on."""
     sizes = {"batch_size": batch_size, "latents": None if latents is None else len(latents)}
+    # One prompt for all videos settles nothing.
+    sizes["prompt"] = num_prompts if num_prompts != 1 else None
     sizes |= {"video": len(clips) if len(clips) > 1 else None}
     for name, value in (("num_latent_frames", num_latent_frames), ("num_frames", num_frames)):
         sizes[name] = len(value) if isinstance(value, list) else None
@@ -636,6 +843,34 @@ def _resolve_batch_size(
     if len(set(known.values())) > 1:
         raise ValueError(f"Arguments disagree about the number of videos: {known}.")
     return next(iter(known.values()), 1)
+
+
+def _count_positions(
+    positions: list[int] | list[list[int]], num_latent_frames: int | list[int] | None
+) -> int | list[int]:
+    """Number of latent frames that given positions make."""
+    rows = positions if positions and isinstance(positions[0], list) else [positions]
+    for row in rows:
+        if not row or sorted(set(row)) != row or row[0] < 0:  # type: ignore[operator, index]
+            raise ValueError(f"`positions` must be frame indices that rise from 0 or more, got {row}.")
+    counts = [len(row) for row in rows]  # type: ignore[arg-type]
+    found = counts if rows is positions else counts[0]
+    if num_latent_frames is not None and num_latent_frames != found:
+        raise ValueError(f"`positions` are of {found} latent frames, `num_latent_frames` is {num_latent_frames}.")
+    return found
+
+
+def _position_rows(
+    positions: list[int] | list[list[int]], frame_mask: torch.Tensor, num_frames: list[int | None]
+) -> torch.Tensor:
+    """Positions of every video as a tensor `(batch, kept)`, -1 for padding."""
+    found = torch.full(frame_mask.shape, -1, device=frame_mask.device)
+    for clip, length in enumerate(num_frames):
+        row: Any = positions[clip] if isinstance(positions[0], list) else positions
+        if length is not None and row[-1] >= length:
+            raise ValueError(f"`positions` must be below the {length} frames of the video, got {row[-1]}.")
+        found[clip, : len(row)] = found.new_tensor(row)
+    return found
 
 
 def _per_video(value: Any, batch_size: int) -> list[Any]:

@@ -17,6 +17,8 @@ from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import nn
 
+from .text_attention import TextAttention
+
 
 ROPE_TYPES = ("raster", "axial")
 
@@ -199,6 +201,7 @@ class FactoredAttentionBlock(nn.Module):
         ff_inner_dim: Inner width of both MLPs.
         adaptive: Whether every sub-layer is shifted, scaled and gated by a modulation given to `forward`
             (adaLN-single, https://arxiv.org/abs/2310.00426); such a block starts as the identity.
+        text_dim: Channels of text embeddings that tokens attend to after spatial attention; None for no text.
     """
 
     def __init__(
@@ -208,6 +211,7 @@ class FactoredAttentionBlock(nn.Module):
         attention_head_dim: int,
         ff_inner_dim: int,
         adaptive: bool = False,
+        text_dim: int | None = None,
     ):
         super().__init__()
         self.temporal_attn_norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=not adaptive)
@@ -216,6 +220,9 @@ class FactoredAttentionBlock(nn.Module):
         self.temporal_ff = FactoredFeedForward(dim, ff_inner_dim)
         self.spatial_attn_norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=not adaptive)
         self.spatial_attn = FactoredAttention(dim, num_attention_heads, attention_head_dim, over_frames=False)
+        self.text_attn = None
+        if text_dim is not None:
+            self.text_attn = TextAttention(dim, num_attention_heads, attention_head_dim, text_dim)
         self.spatial_ff_norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=not adaptive)
         self.spatial_ff = FactoredFeedForward(dim, ff_inner_dim)
         self.scale_shift_table = nn.Parameter(torch.zeros(NUM_MODULATIONS, dim)) if adaptive else None
@@ -227,6 +234,8 @@ class FactoredAttentionBlock(nn.Module):
         spatial_rotary_emb: tuple[torch.Tensor, torch.Tensor],
         frame_mask: torch.Tensor | None = None,
         modulation: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         r"""
         Args:
@@ -235,6 +244,8 @@ class FactoredAttentionBlock(nn.Module):
             spatial_rotary_emb: Cosines and sines of the tokens, each `(tokens, head_dim)`.
             frame_mask: Bool `(batch, frames)`; frames that are False are not attended to.
             modulation: `(batch, 12, dim)`, for an adaptive block.
+            encoder_hidden_states: Text embeddings, `(batch, text_tokens, text_dim)`, for a block with text.
+            encoder_attention_mask: Bool `(batch, text_tokens)`, False for padding.
         """
         shifts, scales, gates = self._modulations(modulation)
         temporal_mask = None if frame_mask is None else frame_mask[:, None, None]  # (B, 1, 1, T)
@@ -249,6 +260,9 @@ class FactoredAttentionBlock(nn.Module):
         states = _modulate(self.spatial_attn_norm(hidden_states), shifts[2], scales[2])
         states = self.spatial_attn(states, spatial_rotary_emb)
         hidden_states = _add_gated(hidden_states, states, gates[2])
+
+        if self.text_attn is not None and encoder_hidden_states is not None:
+            hidden_states = self.text_attn(hidden_states, encoder_hidden_states, encoder_attention_mask)
 
         states = self.spatial_ff(_modulate(self.spatial_ff_norm(hidden_states), shifts[3], scales[3]))
         return _add_gated(hidden_states, states, gates[3])

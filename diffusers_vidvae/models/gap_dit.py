@@ -115,8 +115,11 @@ class AdaptiveTimeEmbedding(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, timestep: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        embedding = F.silu(self.mlp(self.frequencies(timestep).to(dtype)))  # (B, D)
+    def forward(
+        self, timestep: torch.Tensor, dtype: torch.dtype, condition: torch.Tensor | float = 0.0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The embedding `(batch, dim)` of times and whatever else is given as `(batch, dim)`, and the modulation."""
+        embedding = F.silu(self.mlp(self.frequencies(timestep).to(dtype)) + condition)  # (B, D)
         return embedding, self.modulation(embedding).unflatten(1, (NUM_MODULATIONS, -1))  # (B, 12, D)
 
 
@@ -164,6 +167,9 @@ class GapDiT(ModelMixin, ConfigMixin, AttentionMixin, FromOriginalModelMixin, Pe
             `num_gap_channels` further input channels, see `gaps_to_channels`.
         gap_log_mean: Mean of log(1 + distance) over the training data, for `gap_mode="flow"`.
         gap_log_std: Standard deviation of the same.
+        text_dim: Channels of text embeddings, to which all tokens attend and whose mean joins the time embedding; None
+            for a model without text.
+        condition_on_gaps: Whether the model can be told gaps that are known.
     """
 
     _supports_gradient_checkpointing = True
@@ -179,6 +185,8 @@ class GapDiT(ModelMixin, ConfigMixin, AttentionMixin, FromOriginalModelMixin, Pe
         "proj_out",
         "gap_proj",
         "gap_pool",
+        "gap_condition",
+        "text_pool",
     ]
     _cp_plan = {
         "spatial_rope": {
@@ -205,6 +213,8 @@ class GapDiT(ModelMixin, ConfigMixin, AttentionMixin, FromOriginalModelMixin, Pe
         gap_mode: str = "regression",
         gap_log_mean: float = 0.0,
         gap_log_std: float = 1.0,
+        text_dim: int | None = None,
+        condition_on_gaps: bool = False,
     ):
         super().__init__()
         if time_embedding not in TIME_EMBEDDINGS:
@@ -223,7 +233,9 @@ class GapDiT(ModelMixin, ConfigMixin, AttentionMixin, FromOriginalModelMixin, Pe
         self.time_proj = None if adaptive else nn.Linear(1, hidden_size)
         self.time_embed = AdaptiveTimeEmbedding(hidden_size) if adaptive else None
         self.transformer_blocks = nn.ModuleList(
-            FactoredAttentionBlock(hidden_size, num_attention_heads, attention_head_dim, ff_inner_dim, adaptive)
+            FactoredAttentionBlock(
+                hidden_size, num_attention_heads, attention_head_dim, ff_inner_dim, adaptive, text_dim
+            )
             for _ in range(num_layers)
         )
         self.norm_out = OutputNorm(hidden_size, adaptive)
@@ -231,9 +243,16 @@ class GapDiT(ModelMixin, ConfigMixin, AttentionMixin, FromOriginalModelMixin, Pe
         self.gap_proj = None if self.num_gap_channels else nn.Linear(hidden_size, 1)
         self.gap_pool = None if self.num_gap_channels else nn.Linear(sample_size**2, 1)
 
-        if self.time_proj is not None:
-            nn.init.zeros_(self.time_proj.weight)
-            nn.init.zeros_(self.time_proj.bias)
+        self.text_pool = None if text_dim is None else nn.Linear(text_dim, hidden_size)
+        # values and which of them are known
+        self.gap_condition = nn.Linear(2 * NUM_GAP_CHANNELS, hidden_size, bias=False) if condition_on_gaps else None
+
+        # A new model does not yet heed its conditions.
+        for projection in (self.time_proj, self.text_pool, self.gap_condition):
+            if projection is not None:
+                nn.init.zeros_(projection.weight)
+                if projection.bias is not None:
+                    nn.init.zeros_(projection.bias)
         self.gradient_checkpointing = False
 
     @classmethod
@@ -272,6 +291,10 @@ class GapDiT(ModelMixin, ConfigMixin, AttentionMixin, FromOriginalModelMixin, Pe
         hidden_states: torch.Tensor,
         timestep: torch.Tensor | float,
         frame_mask: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        known_gaps: torch.Tensor | None = None,
+        known_gaps_mask: torch.Tensor | None = None,
         attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,
     ) -> GapDiTOutput | tuple[torch.Tensor, ...]:
@@ -282,34 +305,44 @@ class GapDiT(ModelMixin, ConfigMixin, AttentionMixin, FromOriginalModelMixin, Pe
                 come last and are constant over height and width.
             timestep: 1000 times the noise level, in [0, 1000]; a number or one for each clip, `(batch,)`.
             frame_mask: Bool `(batch, kept)`, True for real latent frames, which come first, False for padding.
+            encoder_hidden_states: Text embeddings `(batch, text_tokens, text_dim)`, for a model with text.
+            encoder_attention_mask: Bool `(batch, text_tokens)`, False for padding; at least one is True.
+            known_gaps: Clean gap channels `(batch, 2, kept)` as `encode_gaps` gives them, for a model that takes them.
+            known_gaps_mask: Bool `(batch, 2, kept)`, True where they are known; by default everywhere.
             attention_kwargs: `{"scale": weight}` sets the weight of active LoRAs.
             return_dict: Whether to return a `GapDiTOutput` instead of a tuple.
 
         Raises:
-            ValueError: A shape does not fit the model, or there are more latent frames than it takes.
+            ValueError: A shape does not fit the model, there are more latent frames than it takes, or a condition that
+                it does not know.
         """
         self._check_inputs(hidden_states, frame_mask)
+        self._check_conditions(hidden_states, encoder_hidden_states, encoder_attention_mask, known_gaps)
         batch_size, _, num_frames, height, width = hidden_states.shape
         timestep = torch.as_tensor(timestep, dtype=torch.float32, device=hidden_states.device).expand(batch_size)
         temporal_rotary_emb = self.temporal_rope(1, num_frames, hidden_states.device)
         spatial_rotary_emb = self.spatial_rope(height, width, hidden_states.device)
 
         tokens = self.proj_in(hidden_states.flatten(3).permute(0, 2, 3, 1).contiguous())  # (B, K, N, D)
+        if self.gap_condition is not None and known_gaps is not None:
+            tokens = tokens + self._embed_gaps(known_gaps, known_gaps_mask).to(tokens.dtype)
+        pooled_text = self._pool_text(encoder_hidden_states, encoder_attention_mask)  # (B, D) or 0
         time_embedding = modulation = None
         if self.time_proj is not None:
             signal_level = 1 - timestep[:, None] / 1000
-            time_tokens = self.time_proj(signal_level.to(self.time_proj.weight.dtype))  # (B, D)
-            tokens = tokens + time_tokens[:, None, None].to(tokens.dtype)
+            condition = self.time_proj(signal_level.to(self.time_proj.weight.dtype)) + pooled_text  # (B, D)
+            tokens = tokens + condition[:, None, None].to(tokens.dtype)
         if self.time_embed is not None:
-            time_embedding, modulation = self.time_embed(timestep, tokens.dtype)  # (B, D), (B, 12, D)
+            time_embedding, modulation = self.time_embed(timestep, tokens.dtype, pooled_text)  # (B, D), (B, 12, D)
 
+        conditions = (frame_mask, modulation, encoder_hidden_states, encoder_attention_mask)
         for block in self.transformer_blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 tokens = self._gradient_checkpointing_func(
-                    block, tokens, temporal_rotary_emb, spatial_rotary_emb, frame_mask, modulation
+                    block, tokens, temporal_rotary_emb, spatial_rotary_emb, *conditions
                 )
             else:
-                tokens = block(tokens, temporal_rotary_emb, spatial_rotary_emb, frame_mask, modulation)
+                tokens = block(tokens, temporal_rotary_emb, spatial_rotary_emb, *conditions)
 
         tokens = self.norm_out(tokens, time_embedding)  # (B, K, N, D)
         velocity = self.proj_out(tokens).permute(0, 3, 1, 2)  # (B, C, K, N)
@@ -317,29 +350,56 @@ class GapDiT(ModelMixin, ConfigMixin, AttentionMixin, FromOriginalModelMixin, Pe
             gaps, tail = self.gap_pool(self.gap_proj(tokens).squeeze(-1)).squeeze(-1).float(), None  # (B, K)
         else:
             velocity = self._pool_gap_velocity(velocity)
-            gaps, tail = self._estimate_gaps(hidden_states, velocity, timestep, frame_mask)
+            gaps, tail = self.estimate_gaps(hidden_states, velocity, timestep, frame_mask)
         sample = velocity.unflatten(3, (height, width))  # (B, C, K, h, w)
 
         if not return_dict:
             return (sample, gaps) if tail is None else (sample, gaps, tail)
         return GapDiTOutput(sample=sample, gaps=gaps, tail=tail)
 
+    def _embed_gaps(self, known_gaps: torch.Tensor, known_gaps_mask: torch.Tensor | None) -> torch.Tensor:
+        """What is known of the gaps of each frame, `(batch, kept, 1, dim)`."""
+        assert self.gap_condition is not None
+        if known_gaps_mask is None:
+            known_gaps_mask = torch.ones_like(known_gaps, dtype=torch.bool)
+        known = known_gaps_mask.to(self.gap_condition.weight.dtype)
+        channels = torch.cat([known_gaps.to(known.dtype) * known, known], dim=1)  # (B, 4, K)
+        return self.gap_condition(channels.transpose(1, 2))[:, :, None]
+
+    def _pool_text(self, embeddings: torch.Tensor | None, mask: torch.Tensor | None) -> torch.Tensor | float:
+        """Projected mean of text embeddings, `(batch, dim)`; 0 without text."""
+        if self.text_pool is None or embeddings is None:
+            return 0.0
+        if mask is None:
+            return self.text_pool(embeddings.mean(dim=1))
+        weights = mask.to(embeddings.dtype)[..., None]
+        return self.text_pool((embeddings * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1))
+
     def _pool_gap_velocity(self, velocity: torch.Tensor) -> torch.Tensor:
         """Makes the gap channels of `(batch, channels, kept, tokens)` the same for all tokens of a frame."""
         latents, gap_channels = velocity.tensor_split([self.config.in_channels], dim=1)
         return torch.cat([latents, gap_channels.mean(dim=3, keepdim=True).expand_as(gap_channels)], dim=1)
 
-    def _estimate_gaps(
+    def estimate_gaps(
         self,
         hidden_states: torch.Tensor,
         velocity: torch.Tensor,
         timestep: torch.Tensor,
         frame_mask: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Gaps and tail of the data that the current state and velocity point to."""
+        r"""Gaps `(batch, kept)` and tails `(batch,)` of the data that a state and a velocity point to.
+
+        Args:
+            hidden_states: The state, as `forward` takes it.
+            velocity: `(batch, channels, kept, ...)`, gap channels last and constant over what follows.
+            timestep: `(batch,)`.
+            frame_mask: Bool `(batch, kept)`.
+        """
         channels = hidden_states[:, self.config.in_channels :].flatten(3).float().mean(dim=3)  # (B, 2, K)
         sigma = timestep[:, None, None] / 1000
-        return self.decode_gaps(channels - sigma * velocity[:, self.config.in_channels :, :, 0].float(), frame_mask)
+        return self.decode_gaps(
+            channels - sigma * velocity[:, self.config.in_channels :].flatten(3)[..., 0].float(), frame_mask
+        )
 
     def _check_inputs(self, hidden_states: torch.Tensor, frame_mask: torch.Tensor | None):
         channels = self.config.in_channels + self.num_gap_channels
@@ -360,4 +420,36 @@ class GapDiT(ModelMixin, ConfigMixin, AttentionMixin, FromOriginalModelMixin, Pe
             raise ValueError(
                 f"`frame_mask` must have shape (batch, kept) = {(batch_size, num_frames)}, got"
                 f" {tuple(frame_mask.shape)}."
+            )
+
+    def _check_conditions(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None,
+        encoder_attention_mask: torch.Tensor | None,
+        known_gaps: torch.Tensor | None,
+    ) -> None:
+        batch_size, _, num_frames, _, _ = hidden_states.shape
+        text_dim = self.config.text_dim
+        if (encoder_hidden_states is None) != (text_dim is None):
+            given = "got none" if encoder_hidden_states is None else "but `encoder_hidden_states` were given"
+            needs = "takes no text" if text_dim is None else f"needs text embeddings of {text_dim} channels"
+            raise ValueError(f"This model {needs}, {given}.")
+        if encoder_hidden_states is not None:
+            shape = tuple(encoder_hidden_states.shape)
+            if len(shape) != 3 or shape[0] != batch_size or shape[2] != text_dim:
+                raise ValueError(
+                    f"`encoder_hidden_states` must have shape (batch, text_tokens, text_dim) = ({batch_size}, any,"
+                    f" {text_dim}), got {shape}."
+                )
+            if encoder_attention_mask is not None and tuple(encoder_attention_mask.shape) != shape[:2]:
+                raise ValueError(
+                    f"`encoder_attention_mask` must have shape {shape[:2]}, got {tuple(encoder_attention_mask.shape)}."
+                )
+        if known_gaps is not None and self.gap_condition is None:
+            raise ValueError("This model cannot be told gaps, but `known_gaps` were given.")
+        if known_gaps is not None and tuple(known_gaps.shape) != (batch_size, NUM_GAP_CHANNELS, num_frames):
+            raise ValueError(
+                f"`known_gaps` must have shape {(batch_size, NUM_GAP_CHANNELS, num_frames)}, got"
+                f" {tuple(known_gaps.shape)}."
             )

@@ -13,7 +13,8 @@ Every visit of a clip draws new latents from its posterior and new frames to kee
 channel, are packed to the front; noise is added along a straight line to a level that is logit-normal
 (https://arxiv.org/abs/2403.03206), and the model predicts the direction, noise - data. In a model with
 `gap_mode="flow"` the gaps are two more channels of that line; in one with `"regression"` they have a loss of their
-own.
+own. With `text.encoder`, captions condition the model, see `text`; a model with `condition_on_gaps` is told the gaps
+of a share of the clips.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,12 +36,22 @@ from diffusers_vidvae.schedulers.scheduling_flow_match_gap import FlowMatchGapSc
 from .config import RunConfig, TrainConfig, check_range, load_config
 from .contact_sheet import save_contact_sheet
 from .data import ClipDataset
-from .draws import draw_latents, normal_noise, torch_generators
+from .draws import draw_latents, normal_noise, torch_generators, uniform_noise
 from .encoding import encode_dataset
 from .latent_shards import LatentDataset
 from .launch import config_path, run_from_command_line
 from .losses import flow_matching_loss, gap_regression_loss
 from .pretrained import load_pretrained, starting_model
+from .text import (
+    NEW_ENCODER,
+    CaptionedLatents,
+    CaptionEmbeddings,
+    TextConfig,
+    captions_of,
+    load_text_encoder,
+    new_text_encoder,
+    word_tokenizer,
+)
 from .trainer import Batch, Objective, Trainer, make_accelerator
 
 
@@ -86,11 +97,13 @@ class LossConfig:
     Args:
         gap_weight: Of the gaps: of their channels' velocity (`gap_mode="flow"`, about 1) or of the squared error in
             frames (`"regression"`, about 0.01); the latents' velocity has weight 1.
+        known_gaps_share: Share of the clips whose gaps a model with `condition_on_gaps` is told.
         time_mean: Mean of the logit of the noise level.
         time_std: Standard deviation of the logit of the noise level.
     """
 
     gap_weight: float = 1.0
+    known_gaps_share: float = 0.5
     time_mean: float = 0.0
     time_std: float = 1.0
 
@@ -99,10 +112,11 @@ class LossConfig:
 class TrainGapDiTConfig(TrainConfig):
     """Sections of the configuration file; `model` holds arguments of `GapDiT`.
 
-    `in_channels` and the gap statistics of the model follow from the latents when they are not given.
+    `in_channels`, `text_dim` and the gap statistics of the model follow from latents and text when they are not given.
     """
 
     latents: LatentsConfig = field(default_factory=LatentsConfig)
+    text: TextConfig = field(default_factory=TextConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     run: RunConfig = field(default_factory=lambda: RunConfig(max_steps=1_500_000))
 
@@ -112,13 +126,27 @@ class TrainGapDiTConfig(TrainConfig):
 
 
 class GapDiTObjective(Objective):
-    """GapDiT with its loss. The autoencoder is kept beside it and not trained."""
+    """GapDiT with its loss, and a text encoder if one is trained with it. The autoencoder is not trained.
 
-    def __init__(self, model: GapDiT, vae: FrameSelectVAE, config: TrainGapDiTConfig):
+    Args:
+        model: The model.
+        vae: The autoencoder of the latents.
+        config: How to train.
+        text: Text encoder and tokenizer of a model with text, and captions to validate with.
+    """
+
+    def __init__(self, model: GapDiT, vae: FrameSelectVAE, config: TrainGapDiTConfig, text: Text | None = None):
         super().__init__()
         self.model = model
         self.config = config
         self.frozen = [vae]
+        self.tokenizer = None if text is None else text.tokenizer
+        self.prompts = [] if text is None else text.prompts
+        if text is not None and config.text.encoder == NEW_ENCODER:
+            self.text_encoder = text.encoder
+            self.saved_beside = ["text_encoder"]
+        elif text is not None:
+            self.frozen.append(text.encoder)
 
     @property
     def vae(self) -> FrameSelectVAE:
@@ -132,7 +160,7 @@ class GapDiTObjective(Objective):
         noise, sigma = self.noise(data, batch["draw"], channels)
         level = sigma[:, None, None, None, None]
         noisy = level * noise + (1 - level) * data
-        output = self.model(noisy, 1000 * sigma, mask)
+        output = self.model(noisy, 1000 * sigma, mask, **self._text(batch), **self._known_gaps(packed, batch["draw"]))
 
         latent_loss = flow_matching_loss(output.sample[:, :channels], noise[:, :channels], data[:, :channels], mask)
         if self.model.num_gap_channels:
@@ -143,6 +171,25 @@ class GapDiTObjective(Objective):
         metrics = {"velocity": latent_loss.mean(), "gap": gap_loss.mean(), "kept": mask.float().sum(dim=1).mean()}
         metrics |= {"padding": (~mask).float().mean(), **losses_by_level(latent_loss, sigma)}
         return loss.mean(), {name: value.detach() for name, value in metrics.items()}
+
+    def _text(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Text embeddings of a batch and their mask, for a model with text."""
+        if "text_mask" not in batch:
+            return {}
+        mask = batch["text_mask"]
+        embeds = (
+            self.text_encoder(batch["token_ids"], attention_mask=mask)[0] if "token_ids" in batch else batch["text"]
+        )
+        return {"encoder_hidden_states": embeds, "encoder_attention_mask": mask}
+
+    def _known_gaps(self, packed: PackedFrames, draws: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The gaps of a share of the clips, for a model that can be told them."""
+        if not self.model.config.condition_on_gaps:
+            return {}
+        gaps = self.model.encode_gaps(packed.gaps, packed.num_frames, packed.mask)  # (B, 2, K)
+        chance = uniform_noise((), torch_generators(self.config.run.seed, draws, stream=4), gaps)
+        told = (chance < self.config.loss.known_gaps_share)[:, None, None] & packed.mask[:, None]
+        return {"known_gaps": gaps, "known_gaps_mask": told.expand_as(gaps)}
 
     def clean_state(self, packed: PackedFrames) -> torch.Tensor:
         """What noise is added to: normalised latents, and behind them the gap channels of models that have some."""
@@ -166,13 +213,15 @@ class GapDiTObjective(Objective):
         return noise, logit.sigmoid()
 
     def validate(self, contact_sheet: Path) -> dict[str, float]:
-        pipeline = GapDiTPipeline(self.model, self.vae, FlowMatchGapScheduler())
+        text_encoder = getattr(self, "text_encoder", self.frozen[1] if len(self.frozen) > 1 else None)
+        pipeline = GapDiTPipeline(self.model, self.vae, FlowMatchGapScheduler(), text_encoder, self.tokenizer)
         pipeline.set_progress_bar_config(disable=True)
         count, num_frames = min(self.config.run.validation_clips, 12), self.config.data.num_frames
+        prompt = {"prompt": [self.prompts[i % len(self.prompts)] for i in range(count)]} if self.prompts else {}
         kept = [min(1 + 2 * (i % 4), self.config.latents.max_kept) for i in range(count)]
         generators = [torch.Generator().manual_seed(i) for i in range(count)]
-        free = pipeline(kept, num_inference_steps=25, generator=generators, output_type="latent")
-        fixed = pipeline(kept, num_frames, num_inference_steps=25, generator=generators, output_type="pt")
+        free = pipeline(kept, num_inference_steps=25, generator=generators, output_type="latent", **prompt)
+        fixed = pipeline(kept, num_frames, num_inference_steps=25, generator=generators, output_type="pt", **prompt)
         save_contact_sheet(contact_sheet, [fixed.frames.transpose(1, 2) * 2 - 1])
         return {"length": float(free.num_frames.float().mean())}
 
@@ -223,9 +272,13 @@ def gap_statistics(vae: FrameSelectVAE, dataset: LatentDataset, config: TrainGap
     return float(values.mean()), max(float(values.std()), 1e-3)
 
 
-def model_arguments(vae: FrameSelectVAE, dataset: LatentDataset, config: TrainGapDiTConfig) -> dict[str, Any]:
-    """The `model` section, completed by what follows from the latents."""
+def model_arguments(
+    vae: FrameSelectVAE, dataset: LatentDataset, config: TrainGapDiTConfig, text: Text | None = None
+) -> dict[str, Any]:
+    """The `model` section, completed by what follows from latents and text."""
     arguments = {"in_channels": vae.config.latent_channels, **config.model}
+    if text is not None:
+        arguments.setdefault("text_dim", text.encoder.config.hidden_size)
     if arguments.get("gap_mode") == "flow" and "gap_log_mean" not in arguments:
         arguments["gap_log_mean"], arguments["gap_log_std"] = gap_statistics(vae, dataset, config)
     return arguments
@@ -250,15 +303,53 @@ def prepare_latents(config: TrainGapDiTConfig, vae: FrameSelectVAE) -> LatentDat
     return dataset
 
 
+class Text(NamedTuple):
+    """A text encoder with its tokenizer, and captions to look at samples of."""
+
+    encoder: Any
+    tokenizer: Any
+    prompts: list[str]
+
+
+def prepare_text(config: TrainGapDiTConfig, latents: LatentDataset) -> tuple[Text, CaptionedLatents]:
+    """The text encoder of a training, and the latents with captions."""
+    captions = captions_of(latents)
+    if config.text.encoder == NEW_ENCODER:
+        tokenizer = word_tokenizer(captions, config.text.max_tokens)
+        torch.manual_seed(config.run.seed)
+        encoder, embeddings = new_text_encoder(tokenizer, config.text), None
+    else:
+        encoder, tokenizer = load_text_encoder(config.text)
+        encoder.requires_grad_(False)
+        embeddings = CaptionEmbeddings(
+            latents.folder, captions, encoder, tokenizer, config.text.max_tokens, make_accelerator(config.run)
+        )
+    prompts = [caption for caption in map(latents.caption, range(min(len(latents), 24))) if caption]
+    dataset = CaptionedLatents(latents, tokenizer, config.text, config.run.seed, embeddings)
+    return Text(encoder, tokenizer, prompts or captions[1:13]), dataset
+
+
 def main(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     """Trains by a configuration file and returns the folder of the pipeline."""
     config = load_config(TrainGapDiTConfig, config_path(path), overrides)
     vae = load_pretrained(FrameSelectVAE, config.latents.vae).eval().requires_grad_(False)
-    dataset = prepare_latents(config, vae)
-    arguments = {} if config.run.pretrained_model else model_arguments(vae, dataset, config)
+    latents = prepare_latents(config, vae)
+    text, dataset = (None, latents) if config.text.encoder is None else prepare_text(config, latents)
+    arguments = {} if config.run.pretrained_model else model_arguments(vae, latents, config, text)
     model = starting_model(GapDiT, config.run, arguments)
-    folder = Trainer(GapDiTObjective(model, vae, config), dataset, config).train()
-    pipeline = GapDiTPipeline(GapDiT.from_pretrained(folder), vae, FlowMatchGapScheduler())
+    trainer = Trainer(GapDiTObjective(model, vae, config, text), dataset, config)
+    folder = trainer.train()
+
+    encoder = None if text is None else text.encoder
+    if text is not None and config.text.encoder == NEW_ENCODER:
+        encoder = type(text.encoder).from_pretrained(folder.parent / "text_encoder")
+    pipeline = GapDiTPipeline(
+        GapDiT.from_pretrained(folder),
+        vae,
+        FlowMatchGapScheduler(),
+        encoder,
+        None if text is None else text.tokenizer,
+    )
     pipeline.save_pretrained(Path(config.run.output_dir) / "pipeline")
     return Path(config.run.output_dir) / "pipeline"
 

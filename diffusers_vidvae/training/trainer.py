@@ -49,6 +49,7 @@ class Objective(nn.Module):
     Attributes:
         model: What is trained, averaged and saved.
         discriminator: What is trained against it, with its own learning rate and clipped by its own norm.
+        saved_beside: Names of other modules, models of transformers, that are trained, averaged and saved with it.
         frozen: Models that losses or validation use as they are. They are moved to the device of the training, and
             neither trained nor saved; kept out of `named_modules` by the list.
     """
@@ -59,6 +60,7 @@ class Objective(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.discriminator = None
+        self.saved_beside: list[str] = []
         self.frozen: list[nn.Module] = []
 
     def forward(self, batch: Batch, progress: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -329,17 +331,17 @@ class Trainer:
         return f"rank{self.accelerator.process_index}-{EMA_FILE}" if sharded(self.accelerator) else EMA_FILE
 
     def _save_model(self, folder: Path) -> None:
-        """Saves the averaged model as a diffusers folder."""
+        """Saves the averaged model as a diffusers folder, and beside it what is saved with it."""
         with self._averaged_weights():
             weights = self.accelerator.get_state_dict(self.wrapped)
             if not self.accelerator.is_main_process:
                 return
-            prefix = "model."
-            weights = {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
-            model = self._objective.model
-            model.save_config(folder)
-            weights = {name.replace("_orig_mod.", ""): value.contiguous().cpu() for name, value in weights.items()}
-            save_file(weights, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+            objective = self._objective
+            objective.model.save_config(folder)
+            _save_weights(weights, "model.", folder / "diffusion_pytorch_model.safetensors")
+            for name in objective.saved_beside:
+                getattr(objective, name).config.save_pretrained(folder.parent / name)
+                _save_weights(weights, f"{name}.", folder.parent / name / "model.safetensors")
 
     def _save_final(self) -> Path:
         folder = self.output_dir / "model"
@@ -388,6 +390,13 @@ class Trainer:
             self.validated_step = self.step
         elif self.step and self.run.validate_every and self.step % self.run.validate_every == 0:
             self._validate()
+
+
+def _save_weights(weights: dict[str, torch.Tensor], prefix: str, path: Path) -> None:
+    """Writes the weights of one module of an objective, under the names they have in it."""
+    own = {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
+    own = {name.replace("_orig_mod.", ""): value.contiguous().cpu() for name, value in own.items()}
+    save_file(own, path, metadata={"format": "pt"})
 
 
 def make_accelerator(run: RunConfig) -> Accelerator:
