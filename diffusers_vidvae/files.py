@@ -224,7 +224,7 @@ class _OutputFile(FileIO):
 
 
 def _replace(temporary: Path, target: Path) -> None:
-    """Renames a file or folder to a name that may be taken; the old folder is removed only once the new one is there."""
+    """Renames a file or folder to a name that may be taken; the old one goes only once the new one is there."""
     old = target.with_name(f".{secrets.token_hex(8)}.old")
     has_old_folder = target.is_dir()
     if has_old_folder:

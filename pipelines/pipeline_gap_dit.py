@@ -2,7 +2,6 @@ r"""Generation of video from noise: latent frames and the gaps between them, dec
 
 import inspect
 from collections.abc import Callable, Iterator
-from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -24,12 +23,13 @@ from diffusers.video_processor import VideoProcessor
 from transformers import CLIPTextModel, PreTrainedTokenizerBase, T5EncoderModel
 
 from diffusers_vidvae.autoencoders import require_frame_select
+from diffusers_vidvae.media.clips import ClipInput, open_clips, open_images
+from diffusers_vidvae.media.layouts import Layout, ValueRange
 from diffusers_vidvae.models.clip_windows import clip_windows
 from diffusers_vidvae.models.frame_select_vae import FrameSelectVAE
 from diffusers_vidvae.models.gap_dit import GapDiT
 from diffusers_vidvae.schedulers.scheduling_flow_match_gap import FlowMatchGapScheduler, GapPlan, check_sigmas
 
-from .clip_source import ClipInput, frame_to_tensor, open_clips
 from .frame_conditioning import GivenFrames, consecutive_runs, known_gaps, place_at, place_given_frames
 from .pipeline_output import GapDiTPipelineOutput
 from .text_prompts import TextEmbeddings, embed_texts
@@ -358,26 +358,34 @@ class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             width // self.vae_scale_factor,
         )
 
-    def prepare_frames(self, video: ClipInput | None, image: Any, height: int, width: int) -> list[list[torch.Tensor]]:
+    def prepare_frames(
+        self,
+        video: ClipInput | None,
+        image: Any,
+        height: int,
+        width: int,
+        layout: Layout | None = None,
+        value_range: ValueRange | None = None,
+    ) -> list[list[torch.Tensor]]:
         r"""Reads given frames and brings them to one size, filling it and cutting off what sticks out.
 
         Args:
             video: Clips, see `open_clips`.
-            image: A picture or a list of pictures: paths, PIL images, arrays or `(C, H, W)` tensors.
+            image: A picture or a list of pictures, see `open_images`.
             height: Height of the frames.
             width: Width of the frames.
+            layout, value_range: See `open_clips`.
 
         Returns:
             The frames of every clip, `(1, C, height, width)` in [-1, 1].
         """
         if video is not None:
-            clips = [list(source.frames) for source in open_clips(video)]
+            clips = [list(clip) for clip in open_clips(video, layout=layout, value_range=value_range)]
         elif image is not None:
-            pictures = image if isinstance(image, list) else [image]
-            clips = [[_read_picture(picture) for picture in pictures]]
+            clips = [[frame for clip in open_images(image, value_range=value_range) for frame in clip]]
         else:
             return []
-        return [[_fill_frame(frame[None], height, width) for frame in clip] for clip in clips]
+        return [[_fill_frame(frame.to_pixels()[None], height, width) for frame in clip] for clip in clips]
 
     def encode_frames(self, frames: torch.Tensor, frame_indices: list[int]) -> torch.Tensor:
         r"""Normalised latents of given frames; neighbours are encoded as one clip, others alone.
@@ -603,6 +611,8 @@ class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         prompt_attention_mask: torch.Tensor | None = None,
         negative_prompt_attention_mask: torch.Tensor | None = None,
         max_sequence_length: int | None = None,
+        layout: Layout | None = None,
+        value_range: ValueRange | None = None,
     ) -> GapDiTPipelineOutput | tuple:
         r"""
         Generates videos.
@@ -616,9 +626,9 @@ class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             num_inference_steps: Number of steps of the scheduler.
             sigmas: Noise levels to step through instead, falling, in (0, 1].
             batch_size: Number of videos; by default that of whichever list or tensor has one, or 1.
-            video: Frames to keep as they are: a path, a list of PIL images, a `(T, H, W, C)` array or a
-                `(B, C, T, H, W)` tensor in [-1, 1]; one clip for all videos or a clip for each.
-            image: A picture to keep, or a list of pictures: paths, PIL images, arrays or `(C, H, W)` tensors.
+            video: Frames to keep as they are, in any of the forms that `diffusers_vidvae.media.open_clips` takes; one
+                clip for all videos or a clip for each.
+            image: A picture to keep, or a list of pictures: paths, URLs, PIL images, arrays or `(C, H, W)` tensors.
             frame_indices: Frame index in the video of every given frame. By default a clip's frames, or one picture,
                 come first. Without `num_frames`, latent frames that are free go before and between them as far as
                 there is room, the rest after.
@@ -645,6 +655,8 @@ class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             negative_prompt_attention_mask: That of `negative_prompt_embeds`.
             max_sequence_length: Tokens of a prompt, by default as many as the tokenizer has; longer ones are cut with
                 a warning.
+            layout: Order of the dimensions of an array or tensor where its shape fits two, such as `"BTCHW"`.
+            value_range: What black and white are in an array or tensor of floats, if not what `open_clips` says.
 
         Examples:
 
@@ -660,7 +672,7 @@ class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         if video is not None and image is not None:
             raise ValueError("Give `video` or `image`, not both.")
         self.check_prompt(prompt, negative_prompt, prompt_embeds, num_videos_per_prompt)
-        clips = self.prepare_frames(video, image, height, width)
+        clips = self.prepare_frames(video, image, height, width, layout, value_range)
         frame_indices = _resolve_frame_indices(frame_indices, clips)
         if positions is not None:
             if clips:
@@ -875,13 +887,6 @@ def _position_rows(
 
 def _per_video(value: Any, batch_size: int) -> list[Any]:
     return list(value) if isinstance(value, list) else [value] * batch_size
-
-
-def _read_picture(picture: Any) -> torch.Tensor:
-    """A picture in any form as `(C, H, W)` in [-1, 1]."""
-    from diffusers_vidvae.media import load_image
-
-    return frame_to_tensor(load_image(picture) if isinstance(picture, (str, PathLike)) else picture)
 
 
 def _fill_frame(frame: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -26,10 +26,12 @@ from diffusers_vidvae.codec import (
     weight_probe,
 )
 from diffusers_vidvae.fingerprints import config_fingerprint
+from diffusers_vidvae.media.clip import Clip
+from diffusers_vidvae.media.clips import ClipInput, open_clips
+from diffusers_vidvae.media.layouts import Layout, ValueRange
 from diffusers_vidvae.models.frame_select_vae import FrameSelectVAE
 from diffusers_vidvae.models.frame_selection import check_selection
 
-from .clip_source import ClipInput, ClipSource, open_clips
 from .pipeline_output import VideoCompressionPipelineOutput
 
 
@@ -114,12 +116,14 @@ class VideoCompressionPipeline(DiffusionPipeline):
         overwrite: bool = False,
         callback_on_step_end: Callable[..., dict] | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006
+        layout: Layout | None = None,
+        value_range: ValueRange | None = None,
     ) -> CompressedVideo | list[CompressedVideo]:
         r"""Compresses a clip, or every clip of a batch.
 
         Args:
-            video: A path, a list of PIL images, a `(T, H, W, C)` array of uint8 or of floats in [0, 1], an iterator of
-                such frames, or a batch: a `(B, C, T, H, W)` tensor in [-1, 1] or a list of clips.
+            video: A path, URL, bytes or folder of pictures, PIL images, arrays, tensors, or an iterator of frames: one
+                clip or a batch, see `diffusers_vidvae.media.open_clips`.
             mode: How frames are chosen, see `FrameSelectVAE.select_frames`.
             num_frames: Frames to keep of the whole clip, shared out among its windows, at least one each.
             rate: Share of the frames to keep, in (0, 1]. With neither, as many as the keep probabilities add up to.
@@ -136,6 +140,8 @@ class VideoCompressionPipeline(DiffusionPipeline):
             callback_on_step_end: Called after every window with the pipeline, the index of the window, the index of
                 its first frame, and a dictionary of tensors; `keep_mask` and `latents` may be returned changed.
             callback_on_step_end_tensor_inputs: Which of `_callback_tensor_inputs` it is given.
+            layout: Order of the dimensions of an array or tensor where its shape fits two, such as `"BTCHW"`.
+            value_range: What black and white are in an array or tensor of floats, if not what `open_clips` says.
 
         Examples:
 
@@ -148,7 +154,8 @@ class VideoCompressionPipeline(DiffusionPipeline):
             FsvError: `output` exists or cannot be written.
         """
         self.check_inputs(mode, num_frames, rate, threshold, quantize, size_mode, callback_on_step_end_tensor_inputs)
-        clips = open_clips(video, fps)
+        channels = self.vae.config.in_channels
+        clips = open_clips(video, fps, layout=layout, value_range=value_range, channels=channels)
         generators = generator if isinstance(generator, list) else [generator] * len(clips)
         if len(generators) != len(clips):
             raise ValueError(
@@ -191,7 +198,7 @@ class VideoCompressionPipeline(DiffusionPipeline):
         r"""Compresses a clip into an `.fsv` file in constant memory; `options` are those of `compress`."""
         return self.compress(video, output=output, overwrite=overwrite, **options)
 
-    def _make_header(self, clip: ClipSource, size_mode: str, quantize: str) -> FsvHeader:
+    def _make_header(self, clip: Clip, size_mode: str, quantize: str) -> FsvHeader:
         """Header of a clip whose frames are still to be counted."""
         config = self.vae.config
         if min(clip.height, clip.width) < config.patch_size:
@@ -220,7 +227,7 @@ class VideoCompressionPipeline(DiffusionPipeline):
             model_probe=self._model_probe(),
         )
 
-    def _fit_size(self, clip: ClipSource, size_mode: str) -> tuple[str, tuple[int, int], TileLayout | None]:
+    def _fit_size(self, clip: Clip, size_mode: str) -> tuple[str, tuple[int, int], TileLayout | None]:
         """How the clip's frames become frames of the model, and the height and width of these."""
         config, vae = self.vae.config, self.vae
         if size_mode == "resize":
@@ -258,7 +265,7 @@ class VideoCompressionPipeline(DiffusionPipeline):
 
     def _compress_windows(
         self,
-        clip: ClipSource,
+        clip: Clip,
         header: FsvHeader,
         selection: dict[str, Any],
         callback_on_step_end: Callable[..., dict] | None,

@@ -26,11 +26,11 @@ from diffusers_vidvae.autoencoders import (
 )
 from diffusers_vidvae.autoencoders.memory import MemoryPlan, is_out_of_memory, less_memory, plan_memory
 from diffusers_vidvae.autoencoders.streams import EncodedPiece, LatentPiece, open_stream, rechunk
-from diffusers_vidvae.media.transforms import to_pixels
+from diffusers_vidvae.media.clips import ClipInput, open_clips, open_images, stack_clips
+from diffusers_vidvae.media.layouts import Layout, ValueRange
 from diffusers_vidvae.metrics import ClipMetrics, PerceptualMetric, evaluate_clip
 from diffusers_vidvae.models.frame_selection import SELECTION_MODES
 
-from .clip_source import ClipInput
 from .pipeline_output import ReconstructedFile, VideoReconstructionPipelineOutput
 
 
@@ -183,14 +183,16 @@ class VideoReconstructionPipeline(DiffusionPipeline):
         compute_metrics: bool = False,
         callback_on_step_end: Callable[..., dict] | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006
+        layout: Layout | None = None,
+        value_range: ValueRange | None = None,
     ) -> VideoReconstructionPipelineOutput | tuple:
         r"""Reconstructs a clip or an image, or a batch of them that have one size.
 
         Args:
-            video: A path, a list of PIL images, a `(T, H, W, C)` array of uint8 or of floats in [0, 1], an iterator of
-                such frames, or a batch: a `(B, C, T, H, W)` tensor in [-1, 1] or a list of clips.
-            image: In place of a video: a path, a PIL image, an `(H, W, C)` array, or a batch: a `(B, C, H, W)` tensor
-                in [-1, 1] or a list of images. It is a video of one frame.
+            video: A path, URL, bytes or folder of pictures, PIL images, arrays, tensors, or an iterator of frames: one
+                clip or a batch, see `diffusers_vidvae.media.open_clips`.
+            image: In place of a video: a path, a URL, a PIL image, an `(H, W, C)` array, or a batch: a
+                `(B, C, H, W)` tensor in [-1, 1] or a list of images. It is a video of one frame.
             fps: Frame rate. Files are resampled to it by their timestamps; for frames in memory it is their rate.
             chunk_frames: Frames to run at a time, a number that the autoencoder takes; by default the whole clip.
             sample_posterior: Whether to draw the latents from the posterior instead of taking its mode.
@@ -211,6 +213,8 @@ class VideoReconstructionPipeline(DiffusionPipeline):
                 the chunk, the index of its first frame, and a dictionary of tensors, which may be returned changed. If
                 it sets `pipe._interrupt = True`, the chunk is the last one, and the output ends with it.
             callback_on_step_end_tensor_inputs: Which of `_callback_tensor_inputs` it is given.
+            layout: Order of the dimensions of an array or tensor where its shape fits two, such as `"BTCHW"`.
+            value_range: What black and white are in an array or tensor of floats, if not what `open_clips` says.
 
         Examples:
 
@@ -232,7 +236,11 @@ class VideoReconstructionPipeline(DiffusionPipeline):
         )
         if compute_metrics and output_type == "latent":
             raise ValueError("`compute_metrics` needs pixels, which `output_type` 'latent' does not give.")
-        clips, clip_fps = load_clips(video, fps) if video is not None else (load_images(image), None)
+        if video is not None:
+            opened = open_clips(video, fps, layout=layout, value_range=value_range)
+        else:
+            opened = open_images(image, value_range=value_range)
+        clips, clip_fps = stack_clips([clip.read() for clip in opened]), opened[0].fps
         pieces = []
         with self.progress_bar(total=clips.shape[2]) as progress_bar:
             for piece in self._reconstruct(
@@ -580,60 +588,6 @@ def _take(pieces: deque[torch.Tensor], num_frames: int) -> torch.Tensor:
 
 def _join(pieces: list[ReconstructedPiece], field: str, dim: int) -> torch.Tensor:
     return torch.cat([getattr(piece, field) for piece in pieces], dim=dim)
-
-
-def load_clips(video: ClipInput, fps: float | Fraction | None = None) -> tuple[torch.Tensor, Fraction | None]:
-    r"""Brings what pipelines are given to one batch `(B, 3, T, H, W)` of float32 in [-1, 1].
-
-    Args:
-        video: What `VideoReconstructionPipeline` takes.
-        fps: Rate to which files are resampled by their timestamps, or the rate of frames in memory.
-
-    Returns:
-        The clips, and their frame rate where it is known.
-
-    Raises:
-        ValueError: It is something else, or the clips differ in size.
-        MediaError: A file cannot be read.
-    """
-    rate = None if fps is None else Fraction(fps).limit_denominator(1001)
-    if rate is not None and rate <= 0:
-        raise ValueError(f"`fps` must be positive, got {fps}.")
-    if _is_path(video):
-        media = _load_clip(video, fps=rate)
-        return to_pixels(media.frames), rate or media.fps
-    if isinstance(video, (list, tuple)) and video and all(_is_path(item) for item in video):
-        clips = [_load_clip(path, fps=rate) for path in video]
-        return to_pixels([media.frames for media in clips]), rate or clips[0].fps
-    return to_pixels(list(video) if isinstance(video, Iterator) else video), rate
-
-
-def _load_clip(path: str | PathLike[str], fps: Fraction | None) -> Any:
-    from diffusers_vidvae.media import load_media
-
-    return load_media(path, fps=fps)
-
-
-def _load_image(path: str | PathLike[str]) -> Any:
-    from diffusers_vidvae.media import load_image
-
-    return load_image(path)
-
-
-def load_images(image: ClipInput) -> torch.Tensor:
-    r"""Brings an image, or a list or tensor `(B, 3, H, W)` of them, to a batch of clips of one frame."""
-    if isinstance(image, torch.Tensor):
-        if image.ndim != 4:
-            raise ValueError(f"An image tensor must have shape (B, 3, H, W), got {tuple(image.shape)}.")
-        return to_pixels(image[:, :, None])
-    images = image if isinstance(image, (list, tuple)) else [image]
-    if not images:
-        raise ValueError("`image` is an empty list.")
-    return to_pixels([[_load_image(item) if _is_path(item) else item] for item in images])
-
-
-def _is_path(item: Any) -> bool:
-    return isinstance(item, (str, PathLike))
 
 
 def measure_clips(

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-from diffusers_vidvae.media import VideoReader, load_image, media_kind, resample_frames, to_pixels
+from diffusers_vidvae.media import open_clips
 
 from .geometry import Lengths, VideoGeometry, pad_clip
 from .latent_moments import LatentMoments
@@ -137,12 +137,8 @@ def _measure_file(
 
 def _read_frames(path: str, fps: float | Fraction | None) -> Iterator[torch.Tensor]:
     """Frames `(3, H, W)` in [-1, 1] of an image or a video."""
-    if media_kind(path) == "image":
-        yield to_pixels(load_image(path))[0, :, 0]
-        return
-    reader = VideoReader(path)
-    for frame in reader if fps is None else resample_frames(reader, fps):
-        yield to_pixels(frame)[0, :, 0]
+    (clip,) = open_clips(path, fps)
+    return (frame.to_pixels() for frame in clip)
 
 
 def _encode_chunks(

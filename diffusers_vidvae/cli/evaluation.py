@@ -232,21 +232,21 @@ def evaluate_compression(
     vae: ModelMixin, path: Path, fps: Fraction | None, lpips: PerceptualMetric | None, options: dict[str, Any]
 ) -> dict[str, Any]:
     """Fidelity and cost of a compressed clip, decoded from what its file would hold, in constant memory."""
-    import torch
+    import numpy as np
 
     from diffusers_vidvae import VideoCompressionPipeline
+    from diffusers_vidvae.media import open_clips
     from diffusers_vidvae.metrics import ClipMetrics
-    from diffusers_vidvae.pipelines.clip_source import open_clips
 
     pipeline = models.quiet_pipeline(VideoCompressionPipeline(vae))
     generator = models.make_generator(options.pop("seed", None))
     compressed = pipeline.compress(path, fps=fps, generator=generator, **options)
     boundaries = [window.start for window in compressed.selections[1:]]
     metrics = ClipMetrics(compressed.keep_mask, boundaries, lpips=lpips)
-    (source,) = open_clips(path, fps)
+    (clip,) = open_clips(path, fps)
+    originals = iter(clip)
     for frames in pipeline.decompress_frames(compressed):
-        reference = torch.stack(list(islice(source.frames, len(frames))), dim=1)
-        metrics.update(reference[None], frames)
+        metrics.update(np.stack([frame.to_image() for frame in islice(originals, len(frames))]), frames)
     return {**metrics.compute(), **describe_compressed(compressed)}
 
 

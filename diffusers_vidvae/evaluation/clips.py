@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from diffusers_vidvae.media import VideoReader, load_image, media_kind, resample_frames
-from diffusers_vidvae.media.transforms import resize, to_frames, to_pixels
+from diffusers_vidvae.media.clips import to_pixels
+from diffusers_vidvae.media.transforms import resize, to_frames
 from diffusers_vidvae.training.procedural import MOTIONS, ProceduralClips
 
 from .settings import EvaluationSettings

@@ -33,6 +33,12 @@ if TYPE_CHECKING:
     from .buckets import nearest_bucket as nearest_bucket
     from .buckets import preprocess_image as preprocess_image
     from .buckets import preprocess_video as preprocess_video
+    from .clip import Clip as Clip
+    from .clip import ClipFrame as ClipFrame
+    from .clip import ClipPiece as ClipPiece
+    from .clips import open_clips as open_clips
+    from .clips import open_images as open_images
+    from .clips import to_pixels as to_pixels
     from .errors import MediaError as MediaError
     from .errors import MediaWarning as MediaWarning
     from .frames import Frame as Frame
@@ -53,10 +59,12 @@ if TYPE_CHECKING:
     from .transforms import resize as resize
     from .transforms import to_frames as to_frames
     from .transforms import to_pil as to_pil
-    from .transforms import to_pixels as to_pixels
     from .writer import VideoWriter as VideoWriter
 
 _EXPORTS = {
+    "Clip": "clip",
+    "ClipFrame": "clip",
+    "ClipPiece": "clip",
     "Frame": "frames",
     "FrameBatch": "frames",
     "LoadedMedia": "loading",
@@ -75,6 +83,8 @@ _EXPORTS = {
     "load_media": "loading",
     "media_kind": "loading",
     "nearest_bucket": "buckets",
+    "open_clips": "clips",
+    "open_images": "clips",
     "pad_to_multiple": "transforms",
     "preprocess_image": "buckets",
     "preprocess_video": "buckets",
@@ -84,7 +94,7 @@ _EXPORTS = {
     "save_image": "images",
     "to_frames": "transforms",
     "to_pil": "transforms",
-    "to_pixels": "transforms",
+    "to_pixels": "clips",
 }
 
 __all__ = list(_EXPORTS)
@@ -93,7 +103,7 @@ __all__ = list(_EXPORTS)
 # PyAV comes with the parts that read and write; converting pixels does without it.
 def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}.")
     value = getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
     globals()[name] = value
     return value

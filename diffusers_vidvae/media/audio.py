@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from fractions import Fraction
-from pathlib import Path
 from typing import cast
 
 import av.error
@@ -17,6 +16,7 @@ from av.packet import Packet
 
 from .decoding import Losses, decode_pictures, open_container, video_streams
 from .errors import MediaWarning
+from .inputs import MediaFile
 
 
 # Codecs that players expect in each container; everything else is encoded anew.
@@ -39,7 +39,7 @@ class AudioTrack:
             first video frame.
     """
 
-    def __init__(self, source: Path, output: OutputContainer, start_seconds: float | None = None):
+    def __init__(self, source: MediaFile, output: OutputContainer, start_seconds: float | None = None):
         self.source = source
         self._output = output
         self._damaged = 0
@@ -49,7 +49,7 @@ class AudioTrack:
         self._has_sound = stream is not None and stream.codec_context is not None
         if stream is None or stream.codec_context is None:
             reason = "holds no sound" if stream is None else "its sound has a codec that cannot be decoded"
-            warnings.warn(f"{source}: {reason}; the video is written without", MediaWarning, stacklevel=4)
+            warnings.warn(f"{source}: {reason}; the video is written without.", MediaWarning, stacklevel=4)
             self._packets: Iterator[Packet] = iter(())
         else:
             self._start = self._video_start() if start_seconds is None else Fraction(start_seconds)
@@ -71,10 +71,10 @@ class AudioTrack:
     def finish(self) -> None:
         """Announces what was left out, in `MediaWarning`s."""
         if self._has_sound and not self._written:
-            message = f"{self.source}: none of its sound falls into the video; it is written without"
+            message = f"{self.source}: none of its sound falls into the video; it is written without."
             warnings.warn(message, MediaWarning, stacklevel=5)
         if self._damaged:
-            message = f"{self.source}: {self._damaged} damaged packets of its sound were left out"
+            message = f"{self.source}: {self._damaged} damaged packets of its sound were left out."
             warnings.warn(message, MediaWarning, stacklevel=5)
 
     def close(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -14,6 +13,7 @@ from PIL import Image
 from .errors import MediaError
 from .frames import Frame, FrameBatch, VideoInfo
 from .images import load_image
+from .inputs import FileInput
 from .reader import VideoReader
 from .resample import check_min_fps, resample_frames
 
@@ -73,10 +73,10 @@ def nearest_bucket(width: int, height: int, size_bucket: str | None = None) -> S
         ValueError: There is no such name, or a side is not positive.
     """
     if width < 1 or height < 1:
-        raise ValueError(f"sides must be at least 1, got {width}x{height}")
+        raise ValueError(f"sides must be at least 1, got {width}x{height}.")
     names = list(SIZE_BUCKETS) if size_bucket is None else [size_bucket]
     if names[0] not in SIZE_BUCKETS:
-        raise ValueError(f"size_bucket must be one of {', '.join(SIZE_BUCKETS)}, got {size_bucket!r}")
+        raise ValueError(f"size_bucket must be one of {', '.join(SIZE_BUCKETS)}, got {size_bucket!r}.")
 
     def distance(bucket: SizeBucket) -> tuple[float, float]:
         by_aspect = abs(math.log(width / height / bucket.aspect))
@@ -87,7 +87,7 @@ def nearest_bucket(width: int, height: int, size_bucket: str | None = None) -> S
 
 
 def preprocess_image(
-    image: str | os.PathLike[str] | Image.Image, size_bucket: str | None = None, resize: bool = True
+    image: FileInput | Image.Image, size_bucket: str | None = None, resize: bool = True
 ) -> Image.Image:
     r"""Reads an image and brings it to the size of its nearest bucket.
 
@@ -109,16 +109,16 @@ def preprocess_image(
     loaded = load_image(image)
     if not resize:
         if size_bucket is not None:
-            raise ValueError(f"size_bucket={size_bucket!r} asks for resizing, resize=False forbids it")
+            raise ValueError(f"size_bucket={size_bucket!r} asks for resizing, resize=False forbids it.")
         if min(loaded.size) < MULTIPLE:
-            raise ValueError(f"both sides must have at least {MULTIPLE} pixels, got {loaded.width}x{loaded.height}")
+            raise ValueError(f"both sides must have at least {MULTIPLE} pixels, got {loaded.width}x{loaded.height}.")
         return loaded
     bucket = nearest_bucket(*loaded.size, size_bucket)
     return _cover(loaded, bucket.width, bucket.height)
 
 
 def iter_preprocessed_video(
-    path: str | os.PathLike[str], *, fps: Fraction | float = 24, min_fps: Fraction | float | None = None
+    path: FileInput, *, fps: Fraction | float = 24, min_fps: Fraction | float | None = None
 ) -> tuple[Iterator[Frame], VideoInfo]:
     r"""Opens a clip as `AutoencoderKL3D` takes it, one frame at a time.
 
@@ -138,10 +138,10 @@ def iter_preprocessed_video(
     """
     reader = VideoReader(path)
     info = reader.info
-    check_min_fps(info.path, info.fps, fps if min_fps is None else min_fps)
+    check_min_fps(reader.name, info.fps, fps if min_fps is None else min_fps)
     if min(info.width, info.height) < MULTIPLE:
         raise MediaError(
-            f"{info.path}: both sides must have at least {MULTIPLE} pixels, got {info.width}x{info.height}"
+            f"{reader.name}: both sides must have at least {MULTIPLE} pixels, got {info.width}x{info.height}."
         )
     frames = resample_frames(reader, fps)
     cropped = (Frame(_crop_centre(f.data), f.pts_seconds, f.duration_seconds) for f in frames)
@@ -149,7 +149,7 @@ def iter_preprocessed_video(
 
 
 def preprocess_video(
-    path: str | os.PathLike[str], *, fps: Fraction | float = 24, min_fps: Fraction | float | None = None
+    path: FileInput, *, fps: Fraction | float = 24, min_fps: Fraction | float | None = None
 ) -> tuple[FrameBatch, VideoInfo]:
     """Reads a whole clip as `AutoencoderKL3D` takes it; see `iter_preprocessed_video`."""
     frames, info = iter_preprocessed_video(path, fps=fps, min_fps=min_fps)

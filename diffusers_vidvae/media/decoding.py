@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
-from pathlib import Path
+from typing import cast
 
 import av
 import av.error
@@ -14,7 +14,9 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from .errors import MediaError, MediaWarning, checked_input
+from .errors import MediaError, MediaWarning
+from .inputs import FileInput, MediaFile
+from .limits import CONTAINER_FORMATS, check_frame_size
 
 
 FALLBACK_FPS = Fraction(25)
@@ -37,11 +39,11 @@ class Losses:
         missing = 0.0 if declared_end is None else declared_end - self.end_seconds
         return missing > max(_MISSING_SECONDS, 1.5 * frame_seconds)
 
-    def warn(self, path: Path, declared: int | None, cut_off: bool) -> None:
+    def warn(self, file: MediaFile, declared: int | None, cut_off: bool) -> None:
         """Says how many frames were lost, if any were, in one `MediaWarning`.
 
         Args:
-            path: The file.
+            file: The file.
             declared: Its frame count by the header, None where it has none.
             cut_off: Whether it ends before its declared length.
         """
@@ -57,21 +59,26 @@ class Losses:
         if self.damaged_frames:
             messages.append(f"{self.damaged_frames} of {self.decoded} decoded frames are damaged")
         if messages:
-            warnings.warn(f"{path}: {'; '.join(messages)}", MediaWarning, stacklevel=4)
+            warnings.warn(f"{file}: {'; '.join(messages)}.", MediaWarning, stacklevel=4)
 
 
-def open_container(path: Path) -> InputContainer:
+def open_container(source: FileInput) -> InputContainer:
     """Opens a media file by what it holds, whatever its name says.
 
+    Only containers that hold their media themselves are known: playlists and manifests, which name other files, are
+    refused, and nothing but the file itself is read.
+
     Raises:
-        MediaError: It does not exist, cannot be read or holds no media that FFmpeg knows.
+        MediaError: It does not exist, cannot be read or holds no media of a known kind.
     """
-    checked_input(path)
+    file = MediaFile.of(source)
+    # FFmpeg gets the bytes, not the name, which would have a say in what the file is, and no way to others.
+    options = {"format_whitelist": ",".join(CONTAINER_FORMATS), "protocol_whitelist": "none"}
     try:
-        # An absolute path keeps FFmpeg from reading "a:b.mp4" as a protocol and "-b.mp4" as an option.
-        return av.open(f"file:{path.absolute()}", metadata_errors="replace")
+        opened = file.open_unbuffered()
+        return cast(InputContainer, av.open(opened, metadata_errors="replace", container_options=options))
     except av.error.FFmpegError as error:
-        raise MediaError(f"{path}: not a readable video or image ({error.strerror})") from error
+        raise MediaError(f"{file}: not a readable video or image ({error.strerror}).") from error
 
 
 def video_streams(container: InputContainer) -> list[VideoStream]:
@@ -79,7 +86,7 @@ def video_streams(container: InputContainer) -> list[VideoStream]:
     return [s for s in container.streams.video if not (s.disposition & av.stream.Disposition.attached_pic)]
 
 
-def choose_stream(container: InputContainer, path: Path, index: int) -> VideoStream:
+def choose_stream(container: InputContainer, file: MediaFile, index: int) -> VideoStream:
     """The `index`-th video stream.
 
     Raises:
@@ -88,14 +95,15 @@ def choose_stream(container: InputContainer, path: Path, index: int) -> VideoStr
     streams = video_streams(container)
     if not streams:
         kinds = ", ".join(sorted({s.type for s in container.streams})) or "no streams at all"
-        raise MediaError(f"{path}: holds no video stream (it holds: {kinds})")
+        raise MediaError(f"{file}: holds no video stream (it holds: {kinds}).")
     if not 0 <= index < len(streams):
         raise MediaError(
-            f"{path}: video stream {index} was asked for, the file has {len(streams)} (0 to {len(streams) - 1})"
+            f"{file}: video stream {index} was asked for, the file has {len(streams)} (0 to {len(streams) - 1})."
         )
     stream = streams[index]
     if stream.codec_context is None:
-        raise MediaError(f"{path}: video stream {index} has a codec that this FFmpeg build cannot decode")
+        raise MediaError(f"{file}: video stream {index} has a codec that this FFmpeg build cannot decode.")
+    check_frame_size(file, stream.codec_context)
     return stream
 
 
@@ -166,11 +174,11 @@ def declared_seconds(container: InputContainer, stream: VideoStream) -> float | 
     return container.duration / av.time_base if container.duration else None
 
 
-def decodes_strictly(path: Path) -> bool:
+def decodes_strictly(file: MediaFile) -> bool:
     """Whether a JPEG's data is complete and sound; decoders otherwise fill the rest with grey and say nothing."""
     try:
-        with open_container(path) as container:
-            stream = choose_stream(container, path, 0)
+        with open_container(file) as container:
+            stream = choose_stream(container, file, 0)
             stream.codec_context.options = {"err_detect": "explode"}
             return next(container.decode(stream), None) is not None
     except av.error.FFmpegError:

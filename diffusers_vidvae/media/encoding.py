@@ -16,10 +16,13 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from .audio import AudioTrack
 from .color import FROM_RGB
 from .errors import MediaError
+from .folder_source import RATE_NOTE, TIME_NOTE
+from .inputs import FileInput, MediaFile
 
 
 Codec = Literal["h264", "vp9", "ffv1", "gif", "webp", "png"]
@@ -57,7 +60,7 @@ class EncodingOptions:
     preset: str = "medium"
     pixel_format: PixelFormat | None = None
     sample_aspect_ratio: Fraction | None = None
-    audio_from: Path | None = None
+    audio_from: FileInput | None = None
     audio_start_seconds: float | None = None
 
 
@@ -80,7 +83,7 @@ class EncodedFile:
         self._stream = cast(VideoStream, stream)
         self._audio: AudioTrack | None = None
         if options.audio_from is not None:
-            self._audio = AudioTrack(options.audio_from, self._container, options.audio_start_seconds)
+            self._audio = AudioTrack(MediaFile.of(options.audio_from), self._container, options.audio_start_seconds)
         self._reformatter = VideoReformatter()
         self._palette: Graph | None = None
         self._end = Fraction(0)
@@ -147,17 +150,27 @@ class EncodedFile:
 
 
 class PngFolder:
-    """Writes frames to `folder/frame_00000.png`, `frame_00001.png`, ..."""
+    """Writes frames to `folder/frame_00000.png`, `frame_00001.png`, ..., each with a note of the frame rate.
 
-    def __init__(self, folder: Path):
+    Frames with times of their own get a note of them, too, so that reading the folder gives back the same clip.
+    """
+
+    def __init__(self, folder: Path, fps: Fraction):
         self.folder = folder
+        self.fps = fps
         self._count = 0
+        self._notes_times = False
 
     def start(self, width: int, height: int, variable_rate: bool) -> None:
-        pass
+        self._notes_times = variable_rate
 
     def write(self, image: NDArray[np.uint8], time: Fraction, duration: Fraction) -> None:
-        Image.fromarray(image).save(self.folder / f"frame_{self._count:05d}.png", compress_level=4)
+        notes = PngInfo()
+        notes.add_text(RATE_NOTE, str(self.fps))
+        if self._notes_times:
+            notes.add_text(TIME_NOTE, str(time))
+        path = self.folder / f"frame_{self._count:05d}.png"
+        Image.fromarray(image).save(path, compress_level=4, pnginfo=notes)
         self._count += 1
 
     def finish(self) -> None:
@@ -176,7 +189,7 @@ def _stored_format(path: Path, options: EncodingOptions, width: int, height: int
     if options.pixel_format == "yuv420p" and even_only:
         raise MediaError(
             f"{path}: H.264 in yuv420p needs an even width and height, got {width}x{height}; "
-            "pad the frames, or use yuv444p (the default for odd sizes)"
+            "pad the frames, or use yuv444p (the default for odd sizes)."
         )
     return options.pixel_format or ("yuv444p" if even_only else "yuv420p")
 

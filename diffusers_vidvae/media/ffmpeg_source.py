@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from fractions import Fraction
 from functools import cached_property
-from pathlib import Path
 
 import av.error
 from av.container import InputContainer
@@ -25,6 +24,7 @@ from .decoding import (
 )
 from .errors import MediaError
 from .frames import Frame, VideoInfo
+from .inputs import MediaFile
 
 
 # Containers whose seeking lands on a key frame at or before the wanted time.
@@ -45,7 +45,7 @@ class FfmpegSource:
     """One video stream of a file. Every call of `frames` opens the file anew.
 
     Args:
-        path: The file.
+        file: The file.
         stream: Which of its video streams.
         square_pixels, tone_mapped: See `VideoReader`.
 
@@ -53,19 +53,19 @@ class FfmpegSource:
         MediaError: The file cannot be read, holds no such stream, or not one of its frames can be decoded.
     """
 
-    def __init__(self, path: Path, stream: int, square_pixels: bool, tone_mapped: bool):
-        self.path = path
+    def __init__(self, file: MediaFile, stream: int, square_pixels: bool, tone_mapped: bool):
+        self.file = file
         self.stream = stream
         self.square_pixels = square_pixels
         self.tone_mapped = tone_mapped
-        with open_container(path) as container:
+        with open_container(file) as container:
             self.info = self._probe(container)
 
     def frames(self, start: float | None = None, stop: float | None = None) -> Generator[Frame, None, None]:
         """The frames on screen in `[start, stop)` seconds; only what is yielded is converted to RGB."""
         losses = Losses()
-        with open_container(self.path) as container:
-            stream = choose_stream(container, self.path, self.stream)
+        with open_container(self.file) as container:
+            stream = choose_stream(container, self.file, self.stream)
             pictures = with_true_durations(self._pictures_from(container, stream, losses, start))
             convert: RgbConverter | None = None
             for time, duration, picture in pictures:
@@ -92,8 +92,8 @@ class FfmpegSource:
 
     def _skipping(self, count: int) -> Iterator[Frame]:
         losses = Losses()
-        with open_container(self.path) as container:
-            stream = choose_stream(container, self.path, self.stream)
+        with open_container(self.file) as container:
+            stream = choose_stream(container, self.file, self.stream)
             convert: RgbConverter | None = None
             pictures = with_true_durations(decode_pictures(container, stream, losses))
             for index, (time, duration, picture) in enumerate(pictures):
@@ -110,8 +110,8 @@ class FfmpegSource:
             yield from decode_pictures(container, stream, losses)
             return
         assert stream.time_base is not None
-        with open_container(self.path) as other:
-            target = choose_stream(other, self.path, self.stream)
+        with open_container(self.file) as other:
+            target = choose_stream(other, self.file, self.stream)
             try:
                 other.seek(int(start / stream.time_base), stream=target, backward=True)
             except av.error.FFmpegError:
@@ -136,8 +136,8 @@ class FfmpegSource:
         if not self._can_seek or self.info.codec not in _ONE_PICTURE_A_PACKET:
             return None
         times = []
-        with open_container(self.path) as container:
-            stream = choose_stream(container, self.path, self.stream)
+        with open_container(self.file) as container:
+            stream = choose_stream(container, self.file, self.stream)
             try:
                 for packet in container.demux(stream):
                     if packet.size == 0 or packet.is_discard:
@@ -152,12 +152,12 @@ class FfmpegSource:
         return times if times and distinct and float(times[0]) == self.info.start_seconds else None
 
     def _probe(self, container: InputContainer) -> VideoInfo:
-        stream = choose_stream(container, self.path, self.stream)
+        stream = choose_stream(container, self.file, self.stream)
         losses = Losses()
         first = next(decode_pictures(container, stream, losses), None)
         if first is None:
             damage = f"; {losses.damaged_packets} packets are damaged or encrypted" if losses.damaged_packets else ""
-            raise MediaError(f"{self.path}: not one video frame can be decoded{damage}")
+            raise MediaError(f"{self.file}: not one video frame can be decoded{damage}.")
         time, _, picture = first
         return self._describe(container, stream, picture, time)
 
@@ -167,7 +167,7 @@ class FfmpegSource:
         aspect = Fraction(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1)
         converter = RgbConverter(picture, aspect, self.square_pixels, self.tone_mapped)
         return VideoInfo(
-            path=self.path,
+            path=self.file.path,
             width=converter.width,
             height=converter.height,
             stored_width=picture.width,
@@ -199,7 +199,7 @@ class FfmpegSource:
         # With sound, the length is that of the longer of the two.
         if self.info.num_frames is None and self.info.duration_seconds is not None and not self.info.has_audio:
             end = self.info.start_seconds + self.info.duration_seconds
-        losses.warn(self.path, self.info.num_frames, losses.cut_off(end, float(1 / self.info.fps)))
+        losses.warn(self.file, self.info.num_frames, losses.cut_off(end, float(1 / self.info.fps)))
 
 
 def with_true_durations(

@@ -27,7 +27,7 @@ class Frame:
 
     def __post_init__(self):
         if self.data.ndim != 3 or self.data.shape[2] != 3 or self.data.dtype != np.uint8:
-            raise ValueError(f"expected uint8 pixels of shape (H, W, 3), got {self.data.dtype} {self.data.shape}")
+            raise ValueError(f"expected uint8 pixels of shape (H, W, 3), got {self.data.dtype} {self.data.shape}.")
 
     @property
     def end_seconds(self) -> float:
@@ -53,10 +53,10 @@ class FrameBatch:
 
     def __post_init__(self):
         if self.data.ndim != 4 or self.data.shape[3] != 3 or self.data.dtype != np.uint8:
-            raise ValueError(f"expected uint8 pixels of shape (T, H, W, 3), got {self.data.dtype} {self.data.shape}")
+            raise ValueError(f"expected uint8 pixels of shape (T, H, W, 3), got {self.data.dtype} {self.data.shape}.")
         for name in ("pts_seconds", "duration_seconds"):
             if getattr(self, name).shape != (len(self.data),):
-                raise ValueError(f"{name} has shape {getattr(self, name).shape} for {len(self.data)} frames")
+                raise ValueError(f"{name} has shape {getattr(self, name).shape} for {len(self.data)} frames.")
 
     @classmethod
     def from_frames(cls, frames: Sequence[Frame]) -> FrameBatch:
@@ -85,7 +85,7 @@ class VideoInfo:
     """What a video file holds, as far as its header and its first frame tell.
 
     Attributes:
-        path: The file.
+        path: The file; None for media in memory.
         width, height: Size of the frames a reader yields: turned upright, pixels made square (when asked).
         stored_width, stored_height: Size of the coded picture.
         fps: Average frame rate.
@@ -107,7 +107,7 @@ class VideoInfo:
         num_video_streams: Video streams in the file, cover pictures not counted.
     """
 
-    path: Path
+    path: Path | None
     width: int
     height: int
     stored_width: int

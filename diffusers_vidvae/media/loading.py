@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from .errors import checked_input
 from .frames import FrameBatch, VideoInfo
 from .images import is_image_file, load_image
+from .inputs import FileInput, MediaFile
 from .reader import open_source, read_video
 
 
@@ -40,19 +40,25 @@ class LoadedMedia:
         return Image.fromarray(self.frames.data[0])
 
 
-def media_kind(path: str | os.PathLike[str]) -> Literal["image", "video"]:
+def media_kind(path: FileInput) -> Literal["image", "video"]:
     """Whether a file holds a still image or a video (or animation), by its content; its name does not matter.
+
+    A folder of numbered pictures is a video.
 
     Raises:
         MediaError: The file cannot be read, or is neither.
     """
-    if is_image_file(path):
+    if _is_folder(path):
+        open_source(path)
+        return "video"
+    file = MediaFile.of(path)
+    if is_image_file(file):
         return "image"
-    open_source(checked_input(path))
+    open_source(file)
     return "video"
 
 
-def load_media(path: str | os.PathLike[str], *, fps: Fraction | float | None = None) -> LoadedMedia:
+def load_media(path: FileInput, *, fps: Fraction | float | None = None) -> LoadedMedia:
     """Reads an image or a whole clip by what the file holds: a clip called `photo.png` is still a clip.
 
     Args:
@@ -62,8 +68,13 @@ def load_media(path: str | os.PathLike[str], *, fps: Fraction | float | None = N
     Raises:
         MediaError: The file cannot be read, or is neither.
     """
-    if is_image_file(path):
-        image = np.asarray(load_image(path))
+    file = path if _is_folder(path) else MediaFile.of(path)
+    if not _is_folder(path) and is_image_file(file):
+        image = np.asarray(load_image(file))
         return LoadedMedia("image", FrameBatch(image[None], np.zeros(1), np.zeros(1)))
-    batch, info = read_video(path, fps=fps)
+    batch, info = read_video(file, fps=fps)
     return LoadedMedia("video", batch, info)
+
+
+def _is_folder(path: FileInput) -> bool:
+    return isinstance(path, (str, os.PathLike)) and os.path.isdir(path)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .errors import MediaError
 from .frames import Frame
+from .limits import MOST_REPEATS
 
 
 # 24000/1001, the rate of most films, counts as 24.
@@ -29,9 +30,11 @@ def resample_frames(frames: Iterable[Frame], fps: Fraction | float) -> Iterator[
 
     Raises:
         ValueError: `fps` is not positive.
+        MediaError: A frame would be repeated more than 100,000 times, which over an hour of a still picture takes at
+            24 frames per second; damaged or hostile files have such times.
     """
     if not fps > 0:
-        raise ValueError(f"fps must be positive, got {fps}")
+        raise ValueError(f"fps must be positive, got {fps}.")
     period = 1 / exact_fps(fps)
     return _resampled(iter(frames), period)
 
@@ -42,15 +45,25 @@ def _resampled(frames: Iterator[Frame], period: Fraction) -> Iterator[Frame]:
         return
     start, slot = Fraction(current.pts_seconds), 0
     for following in frames:
+        _check_repeats(current, Fraction(following.pts_seconds) - Fraction(current.pts_seconds), period)
         # The slot belongs to the last frame that appears before its middle.
         while start + (slot + Fraction(1, 2)) * period <= Fraction(following.pts_seconds) + _ROUNDING:
             yield _at_slot(current, start, slot, period)
             slot += 1
         current = following
     end = Fraction(current.end_seconds)
+    _check_repeats(current, Fraction(current.duration_seconds), period)
     while slot == 0 or start + (slot + Fraction(1, 2)) * period <= end + _ROUNDING:
         yield _at_slot(current, start, slot, period)
         slot += 1
+
+
+def _check_repeats(frame: Frame, seconds: Fraction, period: Fraction) -> None:
+    if seconds > MOST_REPEATS * period:
+        raise MediaError(
+            f"The frame at {frame.pts_seconds:.3f} s stays for {float(seconds):.0f} s; at {float(1 / period):g} frames"
+            f" per second it would be repeated {int(seconds / period)} times, {MOST_REPEATS} are allowed."
+        )
 
 
 def _at_slot(frame: Frame, start: Fraction, slot: int, period: Fraction) -> Frame:
@@ -71,5 +84,5 @@ def check_min_fps(path: str | Path, fps: Fraction, min_fps: Fraction | float) ->
     if fps < Fraction(min_fps) * (1 - NTSC_TOLERANCE):
         raise MediaError(
             f"{path}: has {float(fps):.3f} frames per second, at least {float(min_fps):g} are needed; a lower `fps`"
-            " takes it"
+            " takes it."
         )

@@ -35,12 +35,12 @@ def contact_sheet(
     """
     images = [frame if isinstance(frame, Image.Image) else Image.fromarray(frame) for frame in frames]
     if not images:
-        raise ValueError("a contact sheet needs at least one frame")
+        raise ValueError("a contact sheet needs at least one frame.")
     if labels is not None and len(labels) != len(images):
-        raise ValueError(f"got {len(labels)} labels for {len(images)} frames")
+        raise ValueError(f"got {len(labels)} labels for {len(images)} frames.")
     columns = math.ceil(math.sqrt(len(images))) if columns is None else columns
     if columns < 1:
-        raise ValueError(f"columns must be at least 1, got {columns}")
+        raise ValueError(f"columns must be at least 1, got {columns}.")
     if frame_width is not None:
         images = [_scaled(image, frame_width) for image in images]
     return _lay_out(images, min(columns, len(images)), labels)

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from .errors import MediaError
 from .frames import Frame, VideoInfo
-from .images import has_transparent_pixels
+from .images import open_image
+from .inputs import MediaFile
+from .rgb import has_transparent_pixels
 
 
 _MILLISECOND = Fraction(1, 1000)
 
 
-def is_animated_webp(path: Path) -> bool:
-    with open(path, "rb") as file:
-        header = file.read(21)
+def is_animated_webp(file: MediaFile) -> bool:
+    with file.open() as opened:
+        header = opened.read(21)
     return header[:4] == b"RIFF" and header[8:16] == b"WEBPVP8X" and bool(header[20] & 2)
 
 
@@ -30,14 +31,14 @@ class WebpSource:
         MediaError: The file is damaged before its first frame, or `stream` is not 0.
     """
 
-    def __init__(self, path: Path, stream: int = 0):
+    def __init__(self, file: MediaFile, stream: int = 0):
         if stream != 0:
-            raise MediaError(f"{path}: video stream {stream} was asked for, an animated WebP has one (0)")
-        self.path = path
-        with _open(path) as image:
-            durations = list(_durations(image, path))
+            raise MediaError(f"{file}: video stream {stream} was asked for, an animated WebP has one (0).")
+        self.file = file
+        with open_image(file) as image:
+            durations = list(_durations(image, file))
             total = sum(durations, Fraction(0))
-            self.info = _describe(path, image, len(durations), total)
+            self.info = _describe(file, image, len(durations), total)
 
     def frames(self, start: float | None = None, stop: float | None = None) -> Generator[Frame, None, None]:
         """The frames on screen in `[start, stop)` seconds."""
@@ -51,35 +52,28 @@ class WebpSource:
     def frames_from(self, index: int) -> Generator[Frame, None, None]:
         """The frames from the `index`-th on."""
         time = Fraction(0)
-        with _open(self.path) as image:
-            for number, duration in enumerate(_durations(image, self.path)):
+        with open_image(self.file) as image:
+            for number, duration in enumerate(_durations(image, self.file)):
                 if number >= index:
                     yield Frame(np.asarray(image.convert("RGB")), float(time), float(duration))
                 time += duration
 
 
-def _open(path: Path) -> Image.Image:
-    try:
-        return Image.open(path)
-    except (UnidentifiedImageError, OSError) as error:
-        raise MediaError(f"{path}: not a readable video or image ({error})") from error
-
-
-def _durations(image: Image.Image, path: Path) -> Iterator[Fraction]:
+def _durations(image: Image.Image, file: MediaFile) -> Iterator[Fraction]:
     """Steps through the animation and yields how long each frame is shown."""
     for index in range(getattr(image, "n_frames", 1)):
         try:
             image.seek(index)
             image.load()
         except (OSError, EOFError, ValueError) as error:
-            raise MediaError(f"{path}: frame {index} of the animation is damaged ({error})") from error
+            raise MediaError(f"{file}: frame {index} of the animation is damaged ({error}).") from error
         yield max(1, image.info.get("duration") or 40) * _MILLISECOND
 
 
-def _describe(path: Path, image: Image.Image, num_frames: int, total: Fraction) -> VideoInfo:
+def _describe(file: MediaFile, image: Image.Image, num_frames: int, total: Fraction) -> VideoInfo:
     width, height = image.size
     return VideoInfo(
-        path=path,
+        path=file.path,
         width=width,
         height=height,
         stored_width=width,

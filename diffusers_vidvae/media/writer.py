@@ -17,6 +17,7 @@ from diffusers_vidvae.files import AtomicOutput, naming_disk_errors
 from .encoding import Codec, EncodedFile, EncodingOptions, PixelFormat, PngFolder
 from .errors import MediaError
 from .frames import Frame, FrameBatch
+from .inputs import FileInput
 
 
 _CODEC_OF_SUFFIX: dict[str, Codec] = {
@@ -93,7 +94,7 @@ class VideoWriter:
         preset: str = "medium",
         pixel_format: PixelFormat | None = None,
         sample_aspect_ratio: Fraction | None = None,
-        audio_from: str | os.PathLike[str] | None = None,
+        audio_from: FileInput | None = None,
         audio_start_seconds: float | None = None,
         overwrite: bool = False,
     ):
@@ -107,7 +108,7 @@ class VideoWriter:
             preset=preset,
             pixel_format=pixel_format,
             sample_aspect_ratio=sample_aspect_ratio,
-            audio_from=None if audio_from is None else Path(audio_from),
+            audio_from=audio_from,
             audio_start_seconds=audio_start_seconds,
         )
         _check_options(self.path, options)
@@ -174,7 +175,7 @@ class VideoWriter:
             return
         try:
             if self._size is None:
-                raise MediaError(f"{self.path}: no frames were written")
+                raise MediaError(f"{self.path}: no frames were written.")
             with naming_disk_errors(self.path, MediaError):
                 self._sink.finish()
             self._output.commit()
@@ -196,18 +197,18 @@ class VideoWriter:
 
     def _open_sink(self, options: EncodingOptions) -> EncodedFile | PngFolder:
         if options.codec == "png":
-            return PngFolder(self._output.temporary)
+            return PngFolder(self._output.temporary, options.fps)
         return EncodedFile(self._output.temporary, self.path, options)
 
     def _write(
         self, frames: NDArray[np.uint8] | Frame | FrameBatch, pts_seconds: Sequence[float] | float | None
     ) -> None:
         if self._finished:
-            raise MediaError(f"{self.path}: the file is finished, no more frames can be written")
+            raise MediaError(f"{self.path}: the file is finished, no more frames can be written.")
         images = self._checked(frames)
         times = [None] * len(images) if pts_seconds is None else np.atleast_1d(pts_seconds).tolist()
         if len(times) != len(images):
-            raise MediaError(f"{self.path}: {len(times)} times were given for {len(images)} frames")
+            raise MediaError(f"{self.path}: {len(times)} times were given for {len(images)} frames.")
         for image, time in zip(images, times, strict=True):
             self._begin(image, time)
             with naming_disk_errors(self.path, MediaError):
@@ -219,7 +220,7 @@ class VideoWriter:
         if images.ndim not in (3, 4) or images.shape[-1] != 3 or images.dtype != np.uint8:
             raise MediaError(
                 f"{self.path}: frames must be uint8 of shape (H, W, 3) or (T, H, W, 3), "
-                f"got {images.dtype} {images.shape}"
+                f"got {images.dtype} {images.shape}."
             )
         return images.reshape(-1, *images.shape[-3:])
 
@@ -233,17 +234,19 @@ class VideoWriter:
         if (width, height) != self._size:
             raise MediaError(
                 f"{self.path}: all frames must have the first one's size {self._size[0]}x{self._size[1]}, "
-                f"frame {self.num_frames} is {width}x{height}"
+                f"frame {self.num_frames} is {width}x{height}."
             )
         if self._variable_rate != (time is not None):
-            raise MediaError(f"{self.path}: either all frames have times or none")
+            raise MediaError(f"{self.path}: either all frames have times or none.")
 
     def _time_of(self, time: float | None) -> Fraction:
         if time is None:
             return self.num_frames / self.fps
         begins = Fraction(time) - self._first_pts
         if self.num_frames and begins <= self._end:
-            raise MediaError(f"{self.path}: frame {self.num_frames} at {time} s does not come after the one before it")
+            raise MediaError(
+                f"{self.path}: frame {self.num_frames} at {time} s does not come after the one before it."
+            )
         self._end = begins
         return begins
 
@@ -255,7 +258,7 @@ def _other_files_than_frames(folder: Path) -> str | None:
 
 def _exact_fps(path: Path, fps: Fraction | float) -> Fraction:
     if not 0 < fps < 1_000_000:
-        raise MediaError(f"{path}: fps must lie between 0 and 1000000, got {fps}")
+        raise MediaError(f"{path}: fps must lie between 0 and 1000000, got {fps}.")
     # FFmpeg's rates are quotients of 32-bit numbers; this keeps 29.97002997... as 30000/1001.
     return Fraction(fps).limit_denominator(1001)
 
@@ -265,28 +268,28 @@ def _choose_codec(path: Path, codec: Codec | None, lossless: bool) -> Codec:
     if codec is None:
         if suffix not in _CODEC_OF_SUFFIX:
             allowed = ", ".join(s for s in _CODEC_OF_SUFFIX if s)
-            raise MediaError(f"{path}: the ending must be one of {allowed}, or none for a folder of PNG frames")
+            raise MediaError(f"{path}: the ending must be one of {allowed}, or none for a folder of PNG frames.")
         codec = "ffv1" if lossless and suffix == ".mkv" else _CODEC_OF_SUFFIX[suffix]
     if codec not in _SUFFIXES_OF_CODEC:
-        raise MediaError(f"{path}: codec must be one of {', '.join(_SUFFIXES_OF_CODEC)}, got {codec!r}")
+        raise MediaError(f"{path}: codec must be one of {', '.join(_SUFFIXES_OF_CODEC)}, got {codec!r}.")
     if suffix not in _SUFFIXES_OF_CODEC[codec]:
         allowed = ", ".join(repr(s) for s in _SUFFIXES_OF_CODEC[codec])
-        raise MediaError(f"{path}: {codec} needs a name ending in {allowed}, got {suffix!r}")
+        raise MediaError(f"{path}: {codec} needs a name ending in {allowed}, got {suffix!r}.")
     if lossless and codec in ("h264", "vp9", "gif"):
-        raise MediaError(f"{path}: {codec} is not lossless; use .mkv (FFV1), .webp or a folder of PNG frames")
+        raise MediaError(f"{path}: {codec} is not lossless; use .mkv (FFV1), .webp or a folder of PNG frames.")
     return codec
 
 
 def _check_options(path: Path, options: EncodingOptions) -> None:
     codec = options.codec
     if options.preset not in _PRESETS:
-        raise MediaError(f"{path}: preset must be one of {', '.join(_PRESETS)}, got {options.preset!r}")
+        raise MediaError(f"{path}: preset must be one of {', '.join(_PRESETS)}, got {options.preset!r}.")
     if options.pixel_format not in (None, *get_args(PixelFormat)):
         allowed = ", ".join(get_args(PixelFormat))
-        raise MediaError(f"{path}: pixel_format must be one of {allowed}, got {options.pixel_format!r}")
+        raise MediaError(f"{path}: pixel_format must be one of {allowed}, got {options.pixel_format!r}.")
     if options.audio_from is not None and codec in ("gif", "webp", "png"):
-        raise MediaError(f"{path}: {codec} holds no sound; write .mp4, .mkv or .webm, or leave audio_from out")
+        raise MediaError(f"{path}: {codec} holds no sound; write .mp4, .mkv or .webm, or leave audio_from out.")
     if options.crf is not None and codec not in _LARGEST_CRF:
-        raise MediaError(f"{path}: crf is an option of {' and '.join(_LARGEST_CRF)}, not of {codec}")
+        raise MediaError(f"{path}: crf is an option of {' and '.join(_LARGEST_CRF)}, not of {codec}.")
     if options.crf is not None and not 0 <= options.crf <= _LARGEST_CRF[codec]:
-        raise MediaError(f"{path}: crf must lie between 0 and {_LARGEST_CRF[codec]} for {codec}, got {options.crf}")
+        raise MediaError(f"{path}: crf must lie between 0 and {_LARGEST_CRF[codec]} for {codec}, got {options.crf}.")

@@ -25,7 +25,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 
 from diffusers_vidvae import VideoReconstructionPipeline  # noqa: E402
 from diffusers_vidvae.media import VideoReader  # noqa: E402
-from diffusers_vidvae.media.transforms import resize, to_pixels  # noqa: E402
+from diffusers_vidvae.media.clips import to_pixels  # noqa: E402
+from diffusers_vidvae.media.transforms import resize  # noqa: E402
 from diffusers_vidvae.metrics import clip_psnr  # noqa: E402
 
 

@@ -16,7 +16,7 @@ from diffusers_vidvae.cli.app import run
 from diffusers_vidvae.evaluation import EvaluationSettings, evaluate_models, summarize, write_report
 from diffusers_vidvae.evaluation import run as running
 from diffusers_vidvae.media import VideoReader, VideoWriter
-from diffusers_vidvae.media.transforms import to_pixels
+from diffusers_vidvae.media.clips import to_pixels
 from diffusers_vidvae.metrics import clip_psnr
 
 

@@ -240,7 +240,7 @@ def test_flipped_bytes_end_in_a_media_error_or_in_frames(tmp_path, clip, seed):
 def test_missing_file_folder_and_pipe_are_refused(tmp_path):
     with pytest.raises(MediaError, match="nowhere.mp4: no such file"):
         VideoReader(tmp_path / "nowhere.mp4")
-    with pytest.raises(MediaError, match="is a folder, not a media file"):
+    with pytest.raises(MediaError, match="is a folder without numbered pictures"):
         VideoReader(tmp_path)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(MediaError, match="pipe: is not a regular file"):
