@@ -7,10 +7,14 @@ from collections.abc import Callable
 import torch
 from diffusers import (
     AsymmetricAutoencoderKL,
+    AutoencoderDC,
     AutoencoderKL,
     AutoencoderKLAllegro,
     AutoencoderKLCogVideoX,
     AutoencoderKLCosmos,
+    AutoencoderKLFlux2,
+    AutoencoderKLHunyuanImage,
+    AutoencoderKLHunyuanImageRefiner,
     AutoencoderKLHunyuanVideo,
     AutoencoderKLHunyuanVideo15,
     AutoencoderKLLTX2Video,
@@ -20,12 +24,20 @@ from diffusers import (
     AutoencoderKLQwenImage,
     AutoencoderKLTemporalDecoder,
     AutoencoderKLWan,
+    AutoencoderRAE,
     AutoencoderTiny,
     AutoencoderVidTok,
+    ConsistencyDecoderVAE,
     ModelMixin,
     VQModel,
 )
-from diffusers.models.autoencoders import AutoencoderKLKVAEVideo, AutoencoderKLMiniMaxH3
+from diffusers.models.autoencoders import (
+    AutoencoderKLKVAE,
+    AutoencoderKLKVAEVideo,
+    AutoencoderKLMiniMaxH3,
+    AutoencoderKLQwenImage21,
+    Kandinsky6SRVAE,
+)
 
 from diffusers_vidvae import AutoencoderKL3D, FrameSelectVAE
 
@@ -244,6 +256,106 @@ def tiny() -> ModelMixin:
     )
 
 
+def dc() -> ModelMixin:
+    halves = {"block_out_channels": (8, 8), "layers_per_block": (1, 1), "qkv_multiscales": ((), (5,))}
+    kinds = {f"{half}_{name}": value for half in ("encoder", "decoder") for name, value in halves.items()}
+    blocks = ("ResBlock", "EfficientViTBlock")
+    return AutoencoderDC(
+        latent_channels=4, attention_head_dim=2, encoder_block_types=blocks, decoder_block_types=blocks, **kinds
+    )
+
+
+def flux_2() -> ModelMixin:
+    return AutoencoderKLFlux2(
+        block_out_channels=(8, 8), up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=2, **IMAGE_BLOCKS
+    )
+
+
+def hunyuan_image() -> ModelMixin:
+    return AutoencoderKLHunyuanImage(
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        block_out_channels=(32, 32, 32),
+        layers_per_block=1,
+        spatial_compression_ratio=4,
+        sample_size=32,
+        scaling_factor=1.0,
+    )
+
+
+def hunyuan_image_refiner() -> ModelMixin:
+    return AutoencoderKLHunyuanImageRefiner(
+        latent_channels=4, block_out_channels=(16, 16, 16), layers_per_block=1, spatial_compression_ratio=4
+    )
+
+
+def kvae() -> ModelMixin:
+    return AutoencoderKLKVAE(
+        channels=32, num_enc_blocks=1, num_dec_blocks=1, z_channels=4, ch_mult=(1, 1), sample_size=32
+    )
+
+
+def qwen_image_21() -> ModelMixin:
+    return AutoencoderKLQwenImage21(
+        base_dim=4, decoder_base_dim=4, z_dim=4, dim_mult=[1] * 5, num_res_blocks=1, **IDENTITY_STATISTICS
+    )
+
+
+def rae() -> ModelMixin:
+    return AutoencoderRAE(
+        encoder_type="mae",
+        encoder_hidden_size=64,
+        encoder_patch_size=8,
+        encoder_num_hidden_layers=1,
+        decoder_hidden_size=16,
+        decoder_num_hidden_layers=1,
+        decoder_num_attention_heads=2,
+        decoder_intermediate_size=16,
+        patch_size=8,
+        encoder_input_size=32,
+    )
+
+
+def consistency_decoder() -> ModelMixin:
+    return ConsistencyDecoderVAE(
+        encoder_block_out_channels=(8, 8),
+        encoder_down_block_types=("DownEncoderBlock2D",) * 2,
+        encoder_layers_per_block=1,
+        encoder_norm_num_groups=2,
+        decoder_block_out_channels=(8, 8),
+        decoder_layers_per_block=1,
+        decoder_norm_num_groups=2,
+        decoder_down_block_types=("ResnetDownsampleBlock2D",) * 2,
+        decoder_up_block_types=("ResnetUpsampleBlock2D",) * 2,
+    )
+
+
+def kandinsky_6_sr() -> ModelMixin:
+    return Kandinsky6SRVAE(
+        latent_channels=4,
+        encoder_block_out_channels=(8, 32, 32),
+        decoder_block_out_channels=(8, 32, 32),
+        layers_per_block=1,
+    )
+
+
+# Other classes that diffusers keeps among its autoencoders, and why no clip runs through them.
+NO_VIDEO_AUTOENCODERS = {
+    "AutoencoderKLKVAEAudio": "sound",
+    "AutoencoderKLLTX2Audio": "sound",
+    "AutoencoderKLMiniMaxH3Audio": "sound",
+    "AutoencoderOobleck": "sound",
+    "AutoencoderSAME": "sound",
+    "Cosmos3AVAEAudioTokenizer": "sound",
+    "LongCatAudioDiTVae": "sound",
+    "MMAudioVAE": "sound",
+    "MMAudioVocoder": "sound",
+    "MiniMaxMusic3Vocoder": "sound",
+    "LTX2VideoDiffusionDecoderModel": "a decoder without an encoder",
+    "RFD4ProteinaAutoencoder": "proteins",
+}
+
 # A clip of 6 frames runs in each of these within a second or so.
 AUTOENCODERS: dict[str, Callable[[], ModelMixin]] = {
     make.__name__: make
@@ -274,6 +386,14 @@ AUTOENCODERS: dict[str, Callable[[], ModelMixin]] = {
         asymmetric_kl,
         vq,
         tiny,
+        dc,
+        flux_2,
+        hunyuan_image,
+        hunyuan_image_refiner,
+        kvae,
+        qwen_image_21,
+        consistency_decoder,
+        kandinsky_6_sr,
     )
 }
 

@@ -137,6 +137,7 @@ GEOMETRIES: dict[str, Callable[[Any], VideoGeometry | None]] = {
     "AutoencoderKLMiniMaxH3": _minimax_h3,
     "AutoencoderKLMochi": _mochi,
     "AutoencoderKLQwenImage": lambda vae: _video(Lengths(1, 4), vae.spatial_compression_ratio),
+    "AutoencoderKLQwenImage21": lambda vae: _video(Lengths(1), vae.config.scale_factor_spatial, per_frame=True),
     "AutoencoderKLTemporalDecoder": _image_model,
     "AutoencoderKLWan": lambda vae: _video(Lengths(1, 4), vae.spatial_compression_ratio),
     "AutoencoderVidTok": _vidtok,

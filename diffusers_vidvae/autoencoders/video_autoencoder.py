@@ -97,6 +97,9 @@ class VideoAutoencoder:
         return EncodedClip(self._encode_batch(pixels))
 
     def _encode_batch(self, pixels: torch.Tensor) -> Posterior:
+        if self._takes_images_as_clips():
+            posterior = self.vae.encode(pixels.unsqueeze(2)).latent_dist
+            return type(posterior)(posterior.parameters.squeeze(2))
         if self.is_a("AutoencoderVidTok") and self.vae.is_causal:
             # Its `forward` pads the first frame so; its `encode` leaves that to the caller.
             first = pixels[:, :, :1].expand(-1, -1, self.vae.temporal_compression_ratio - 1, -1, -1)
@@ -167,10 +170,15 @@ class VideoAutoencoder:
             options["num_frames"] = size[0]
         if self.vae.config.get("timestep_conditioning"):
             options["temb"] = torch.full((len(latents),), decode_timestep, device=latents.device, dtype=latents.dtype)
+        if self._takes_images_as_clips():
+            return self.vae.decode(latents.unsqueeze(2)).sample.squeeze(2)
         output = self.vae.decode(latents, **options)
         output = getattr(output, "sample", output)
         output = output[0] if isinstance(output, tuple) else output
         return output.transpose(1, 2) if self.is_a("AutoencoderKLAllegro") else output  # that one puts frames first
+
+    def _takes_images_as_clips(self) -> bool:
+        return self.is_a("AutoencoderKLQwenImage21")
 
     # Pixels
 

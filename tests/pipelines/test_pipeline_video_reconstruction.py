@@ -41,7 +41,17 @@ def make_pipe(name_or_vae) -> VideoReconstructionPipeline:
     return pipe
 
 
-SLOW = ("vidtok_fsq", "vidtok_noncausal", "kvae_video")
+SLOW = (
+    "vidtok_fsq",
+    "vidtok_noncausal",
+    "kvae_video",
+    "flux_2",
+    "hunyuan_image",
+    "hunyuan_image_refiner",
+    "kvae",
+    "consistency_decoder",
+    "kandinsky_6_sr",
+)
 
 
 @pytest.fixture(
