@@ -6,6 +6,15 @@ import torch
 from torch import nn
 
 
+def clip_lengths(
+    frame_mask: torch.Tensor | None, batch_size: int, num_frames: int, device: torch.device
+) -> torch.Tensor:
+    """Real frames of every clip, int64 `(batch,)`."""
+    if frame_mask is None:
+        return torch.full((batch_size,), num_frames, device=device)
+    return frame_mask.sum(dim=1)
+
+
 class ChannelCycle(nn.Module):
     r"""Takes turns in what the last latent channels of a frame carry.
 
@@ -26,7 +35,6 @@ class ChannelCycle(nn.Module):
         self.length = length if channels else 0
         self.constant_channels = latent_channels - channels
         self.num_channels = self.constant_channels + self.length * channels
-        self.num_fill_features = 2 * self.num_channels + 2 * (1 + self.length)
 
     def send(self, values: torch.Tensor, first_frame: int) -> torch.Tensor:
         """Picks of all channels `(B, T, N, num_channels)` those that every frame sends, `(B, T, N, C)`."""
@@ -38,9 +46,60 @@ class ChannelCycle(nn.Module):
         sent = groups[:, torch.arange(values.shape[1], device=values.device), :, turns]  # (T, B, N, channels)
         return torch.cat([constant, sent.transpose(0, 1)], dim=-1)
 
+    def receive(
+        self, latents: torch.Tensor, keep_mask: torch.Tensor, first_frame: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """All channels `(B, num_channels, T, h, w)`, and which of them kept frames sent, `(B, num_channels, T)`.
+
+        What was not sent is 0.
+        """
+        known = keep_mask[:, None].expand(-1, self.num_channels, -1)
+        if self.channels:
+            turns = self.turns(latents.shape[2], first_frame, latents.device)
+            constant, cycled = latents.split([self.constant_channels, self.channels], dim=1)
+            latents = torch.cat([constant, cycled.repeat(1, self.length, 1, 1, 1)], dim=1)
+            groups = torch.arange(self.length, device=latents.device).repeat_interleave(self.channels)
+            always = torch.ones(self.constant_channels, len(turns), dtype=torch.bool, device=latents.device)
+            known = known & torch.cat([always, groups[:, None] == turns])
+        return torch.where(known[..., None, None], latents, 0), known
+
     def turns(self, num_frames: int, first_frame: int, device: torch.device) -> torch.Tensor:
         """The group that each frame sends, int64 `(T,)`."""
         return (first_frame + torch.arange(num_frames, device=device)) % self.length
+
+
+class TemporalFilter(nn.Module):
+    r"""Mixes a channel of a frame with the same channel of the frames around it; a new one leaves all as it is.
+
+    What a frame has in common with its neighbours is worth more, once these are dropped, than what it has alone.
+    Beyond the ends of a clip stand its first and its last frame.
+
+    Args:
+        channels: Number of channels.
+        size: Frames that are mixed, an odd number.
+    """
+
+    def __init__(self, channels: int, size: int):
+        super().__init__()
+        weight = torch.zeros(channels, size)
+        weight[:, size // 2] = 1
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Filters channels `(B, T, N, channels)` of clips with `lengths` `(B,)`."""
+        matrix = self.matrix(lengths, values.shape[1]).to(values.dtype)
+        return torch.einsum("bcts,bsnc->btnc", matrix, values)
+
+    def matrix(self, lengths: torch.Tensor, num_frames: int) -> torch.Tensor:
+        """What takes the frames of a clip to its filtered frames, float32 `(B, channels, T, T)`."""
+        channels, size = self.weight.shape
+        time = torch.arange(num_frames, device=lengths.device)
+        source = (time[:, None] + torch.arange(size, device=lengths.device) - size // 2).clamp(min=0)  # (T, size)
+        source = torch.minimum(source, lengths[:, None, None] - 1)[:, None]  # (B, 1, T, size)
+        weight = self.weight.float()[None, :, None]
+        shape = (len(lengths), channels, num_frames, size)
+        matrix = weight.new_zeros(*shape[:3], num_frames)
+        return matrix.scatter_add(3, source.expand(shape), weight.expand(shape))
 
 
 class FillToken(nn.Module):
@@ -75,7 +134,11 @@ class InterpolatedFill(nn.Module):
             groups += [self._interpolate(cycled, keep_mask & (turns == turn)) for turn in range(self.cycle.length)]
         blends, changes, nearness = zip(*groups, strict=True)
         distances = torch.cat(nearness, dim=1)[..., None, None].expand(-1, -1, -1, *latents.shape[3:])
-        return torch.cat([*blends, *changes, distances.to(latents.dtype)], dim=1)  # (B, num_fill_features, T, h, w)
+        return torch.cat([*blends, *changes, distances.to(latents.dtype)], dim=1)  # (B, num_features, T, h, w)
+
+    @staticmethod
+    def count_features(cycle: ChannelCycle) -> int:
+        return 2 * cycle.num_channels + 2 * (1 + cycle.length)
 
     def _interpolate(
         self, latents: torch.Tensor, known: torch.Tensor
@@ -97,3 +160,55 @@ class InterpolatedFill(nn.Module):
     @staticmethod
     def _frames(latents: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         return latents.gather(2, index[:, None, :, None, None].expand_as(latents))
+
+
+class WienerFill(nn.Module):
+    r"""Puts the best linear estimate from all kept latents in the place of the channels of every frame.
+
+    Every channel is taken for a stationary process of known autocorrelation, of which kept frames show values that a
+    `TemporalFilter` has passed; its estimate at every frame is that of N. Wiener, "Extrapolation, Interpolation, and
+    Smoothing of Stationary Time Series" (1949), for a finite clip. Near kept frames it resembles their blend, far from
+    all of them it fades to zero, and with many kept frames it undoes the filter. The result also has the share of a
+    channel's variance that stays unknown, the same for all tokens of a frame.
+
+    Args:
+        cycle: Which channels a frame sends.
+        num_frames: Lags that have a correlation of their own; larger ones have that of the last.
+    """
+
+    # Of a channel's variance: what every latent lacks in precision, and what keeps the equations well-posed.
+    noise = 1e-3
+
+    def __init__(self, cycle: ChannelCycle, num_frames: int):
+        super().__init__()
+        self.cycle = cycle
+        self.num_lags = num_frames
+        lags = torch.arange(num_frames).expand(cycle.num_channels, -1)
+        self.correlation = nn.Parameter(0.9**lags)
+
+    def forward(
+        self, latents: torch.Tensor, keep_mask: torch.Tensor, first_frame: int, filter_matrix: torch.Tensor
+    ) -> torch.Tensor:
+        """`filter_matrix` is that of the clips' lengths, float32 `(B, num_channels, T, T)`."""
+        values, known = self.cycle.receive(latents, keep_mask, first_frame)  # (B, K, T, h, w), (B, K, T)
+        estimator, unknown = self.estimator(known.float(), filter_matrix)  # (B, K, T, T), (B, K, T)
+        estimates = torch.einsum("bkts,bkshw->bkthw", estimator.to(values.dtype), values)
+        unknown = unknown.to(values.dtype)[..., None, None].expand_as(estimates)
+        return torch.cat([estimates, unknown], dim=1)  # (B, num_features, T, h, w)
+
+    @staticmethod
+    def count_features(cycle: ChannelCycle) -> int:
+        return 2 * cycle.num_channels
+
+    def estimator(self, known: torch.Tensor, filter_matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What takes known values to estimates of unfiltered ones, `(B, K, T, T)`, and variances left, `(B, K, T)`."""
+        num_frames = known.shape[2]
+        time = torch.arange(num_frames, device=known.device)
+        lags = (time[:, None] - time).abs().clamp(max=self.correlation.shape[1] - 1)
+        covariance = self.correlation.float()[:, lags]  # (K, T, T)
+        shown = known[..., None] * (filter_matrix @ covariance)  # known values with unfiltered ones
+        observed = shown @ filter_matrix.mT * known[:, :, None]  # known values with each other
+        # Equations of what is not known read x = 0.
+        system = observed + torch.diag_embed(1 - known + self.noise)
+        estimator = torch.linalg.solve(system, shown).mT
+        return estimator, 1 - (estimator * shown.mT).sum(dim=-1)

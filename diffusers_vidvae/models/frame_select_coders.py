@@ -13,7 +13,7 @@ from torch import nn
 
 from .clip_windows import stack_padded
 from .factored_attention import FactoredAttentionBlock
-from .frame_fill import ChannelCycle
+from .frame_fill import ChannelCycle, TemporalFilter, clip_lengths
 from .refiner import Refiner
 
 
@@ -97,6 +97,7 @@ class FrameSelectEncoder(nn.Module):
         latent_channels: int,
         cycle_channels: int,
         cycle_length: int,
+        filter_size: int,
         keep_head: str,
         num_tokens: int,
     ):
@@ -108,6 +109,7 @@ class FrameSelectEncoder(nn.Module):
         )
         self.cycle = ChannelCycle(latent_channels, cycle_channels, cycle_length)
         self.to_mean = nn.Linear(hidden_size, self.cycle.num_channels)
+        self.temporal_filter = TemporalFilter(self.cycle.num_channels, filter_size) if filter_size > 1 else None
         self.to_variance = nn.Linear(hidden_size, latent_channels)
         self.keep_head = (
             PooledKeepHead(hidden_size) if keep_head == "pooled" else LatentKeepHead(latent_channels, num_tokens)
@@ -134,11 +136,22 @@ class FrameSelectEncoder(nn.Module):
             else:
                 tokens = block(tokens, temporal_rotary_emb, spatial_rotary_emb, frame_mask)
 
-        mean = self.cycle.send(self.to_mean(tokens), first_frame)  # (B, T, N, C)
+        mean = self.to_mean(tokens)
+        if self.temporal_filter is not None:
+            lengths = clip_lengths(frame_mask, frames.shape[0], frames.shape[2], frames.device)
+            mean = self.temporal_filter(mean, lengths)
+        mean = self.cycle.send(mean, first_frame)  # (B, T, N, C)
         variance = F.softplus(self.to_variance(tokens).float()) + 1e-6
         keep_logits = self.keep_head(tokens, mean)  # (B, T)
         parameters = torch.cat([mean, variance.log().to(mean.dtype)], dim=-1)  # (B, T, N, 2 * C)
         return parameters, keep_logits
+
+    def filter_matrix(self, lengths: torch.Tensor, num_frames: int) -> torch.Tensor:
+        """What the latents of clips with `lengths` `(B,)` were filtered by, float32 `(B, num_channels, T, T)`."""
+        if self.temporal_filter is not None:
+            return self.temporal_filter.matrix(lengths, num_frames)
+        identity = torch.eye(num_frames, device=lengths.device)
+        return identity.expand(len(lengths), self.cycle.num_channels, -1, -1)
 
 
 class FrameSelectDecoder(nn.Module):
@@ -149,6 +162,7 @@ class FrameSelectDecoder(nn.Module):
     def __init__(
         self,
         fill_channels: int,
+        context: bool,
         hidden_size: int,
         num_layers: int,
         num_attention_heads: int,
@@ -163,6 +177,10 @@ class FrameSelectDecoder(nn.Module):
     ):
         super().__init__()
         self.proj_in = nn.Linear(fill_channels, hidden_size)
+        self.context = None
+        if context:
+            self.context = nn.Conv2d(fill_channels, hidden_size, kernel_size=3, padding=1, bias=False)
+            nn.init.zeros_(self.context.weight)
         self.transformer_blocks = nn.ModuleList(
             FactoredAttentionBlock(hidden_size, num_attention_heads, attention_head_dim, ff_inner_dim)
             for _ in range(num_layers)
@@ -186,6 +204,9 @@ class FrameSelectDecoder(nn.Module):
     ) -> torch.Tensor:
         height, width = latents.shape[3:]
         tokens = self.proj_in(latents.flatten(3).permute(0, 2, 3, 1).contiguous())  # (B, T, N, D)
+        if self.context is not None:
+            frames = self.context(latents.transpose(1, 2).flatten(0, 1))  # (B * T, D, h, w)
+            tokens = tokens + frames.flatten(2).mT.unflatten(0, tokens.shape[:2])
         for block in self.transformer_blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 tokens = self._gradient_checkpointing_func(

@@ -22,7 +22,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from .clip_windows import clip_windows, cut_clip, join_windows, stack_padded, stream_windows
 from .factored_attention import RotaryEmbedding
-from .frame_fill import ChannelCycle, FillToken, InterpolatedFill
+from .frame_fill import FillToken, InterpolatedFill, WienerFill, clip_lengths
 from .frame_select_coders import FrameSelectDecoder, FrameSelectEncoder
 from .frame_selection import (
     FrameSelector,
@@ -35,6 +35,9 @@ from .frame_selection import (
     unpack_frames,
 )
 from .tiling import TileBlend, TileGrid
+
+
+FILLS = ("token", "interpolate", "wiener")
 
 
 @dataclass
@@ -110,9 +113,12 @@ class FrameSelectVAE(
         refiner_norm: Statistics of the refiner's group norms over a `"clip"` or over each `"frame"`.
         fill: What the decoder reads in the place of dropped frames: a learned `"token"`, or `"interpolate"` for the
             blend of the kept frames before and after, with how much they differ and how far they are.
-        cycle_channels: Last latent channels whose content takes turns from frame to frame, see `ChannelCycle`; above 0
-            needs `fill="interpolate"`.
+            `"wiener"` for the best linear estimate from all kept frames, with what is unknown of it.
+        cycle_channels: Last latent channels whose content takes turns from frame to frame, see `ChannelCycle`; 0 with
+            `fill="token"`.
         cycle_length: Frames after which it is the first group's turn again.
+        filter_size: Frames that a `TemporalFilter` mixes in the latents, an odd number; above 1 needs `fill="wiener"`.
+        decoder_context: Whether the decoder's tokens start from the latents of the 3x3 tokens around them.
     """
 
     _supports_gradient_checkpointing = True
@@ -149,6 +155,8 @@ class FrameSelectVAE(
         fill: str = "token",
         cycle_channels: int = 0,
         cycle_length: int = 3,
+        filter_size: int = 1,
+        decoder_context: bool = False,
     ):
         super().__init__()
         if sample_size % patch_size:
@@ -166,15 +174,19 @@ class FrameSelectVAE(
             raise ValueError(f"`keep_head` must be one of ('latent', 'pooled'), got {keep_head!r}.")
         if refiner_norm not in ("clip", "frame"):
             raise ValueError(f"`refiner_norm` must be one of ('clip', 'frame'), got {refiner_norm!r}.")
-        if fill not in ("token", "interpolate"):
-            raise ValueError(f"`fill` must be one of ('token', 'interpolate'), got {fill!r}.")
-        if not 0 <= cycle_channels < latent_channels or cycle_channels and fill != "interpolate":
+        if fill not in FILLS:
+            raise ValueError(f"`fill` must be one of {FILLS}, got {fill!r}.")
+        if not 0 <= cycle_channels < latent_channels or cycle_channels and fill == "token":
             raise ValueError(
-                f"`cycle_channels` must be below the {latent_channels} latent channels, and 0 unless `fill` is"
-                f" 'interpolate', got {cycle_channels} and {fill!r}."
+                f"`cycle_channels` must be below the {latent_channels} latent channels, and 0 if `fill` is"
+                f" 'token', got {cycle_channels} and {fill!r}."
             )
         if cycle_length < 1:
             raise ValueError(f"`cycle_length` must be at least 1, got {cycle_length}.")
+        if filter_size < 1 or filter_size % 2 == 0 or filter_size > 1 and fill != "wiener":
+            raise ValueError(
+                f"`filter_size` must be odd, and 1 unless `fill` is 'wiener', got {filter_size} and {fill!r}."
+            )
 
         hidden_size = hidden_size or in_channels * patch_size**2
         self.spatial_compression_ratio = patch_size
@@ -194,13 +206,19 @@ class FrameSelectVAE(
             latent_channels,
             cycle_channels,
             cycle_length,
+            filter_size,
             keep_head,
             num_tokens=(sample_size // patch_size) ** 2,
         )
-        cycle = ChannelCycle(latent_channels, cycle_channels, cycle_length)
-        self.fill_token = InterpolatedFill(cycle) if fill == "interpolate" else FillToken(latent_channels)
+        cycle = self.encoder.cycle
+        fill_features = {
+            "token": latent_channels,
+            "interpolate": InterpolatedFill.count_features(cycle),
+            "wiener": WienerFill.count_features(cycle),
+        }
         self.decoder = FrameSelectDecoder(
-            cycle.num_fill_features if fill == "interpolate" else latent_channels,
+            fill_features[fill],
+            decoder_context,
             hidden_size,
             num_decoder_layers,
             num_attention_heads,
@@ -213,7 +231,13 @@ class FrameSelectVAE(
             refiner_levels,
             refiner_norm,
         )
-        self.fill_token = InterpolatedFill(cycle) if fill == "interpolate" else FillToken(latent_channels)
+        self.fill_token: FillToken | InterpolatedFill | WienerFill
+        if fill == "token":
+            self.fill_token = FillToken(latent_channels)
+        elif fill == "interpolate":
+            self.fill_token = InterpolatedFill(cycle)
+        else:
+            self.fill_token = WienerFill(cycle, clip_num_frames)
 
         self.use_slicing = False
         self.use_tiling = False
@@ -577,7 +601,7 @@ class FrameSelectVAE(
         frame_mask: torch.Tensor | None = None,
         first_frame: int = 0,
     ) -> torch.Tensor:
-        latents = self.fill_token(latents, keep_mask, first_frame)
+        latents = self.fill(latents, keep_mask, frame_mask, first_frame)
         if not self.use_tiling:
             return self._decode_tile(latents, frame_mask)
 
@@ -592,6 +616,19 @@ class FrameSelectVAE(
             for tile, values in zip(tiles, pixels.chunk(len(tiles)), strict=True):
                 blend.add(tile, values)
         return sample
+
+    def fill(
+        self,
+        latents: torch.Tensor,
+        keep_mask: torch.Tensor,
+        frame_mask: torch.Tensor | None = None,
+        first_frame: int = 0,
+    ) -> torch.Tensor:
+        """What the decoder reads of a window that starts at `first_frame`, `(batch, features, frames, h, w)`."""
+        if not isinstance(self.fill_token, WienerFill):
+            return self.fill_token(latents, keep_mask, first_frame)
+        lengths = clip_lengths(frame_mask, latents.shape[0], latents.shape[2], latents.device)
+        return self.fill_token(latents, keep_mask, first_frame, self.encoder.filter_matrix(lengths, latents.shape[2]))
 
     def _decode_tile(self, latents: torch.Tensor, frame_mask: torch.Tensor | None = None) -> torch.Tensor:
         num_frames, height, width = latents.shape[2:]

@@ -36,7 +36,7 @@ from .data import ClipDataset, HeldOutClips
 from .draws import draw_latents, torch_generators, uniform_noise
 from .latent_terms import LatentTerms, LatentTermsConfig
 from .launch import config_path, run_from_command_line
-from .linear_codec import dataset_components, start_as_linear_codec
+from .linear_codec import start_as_linear_codec
 from .losses import (
     KeepCostController,
     PerceptualLoss,
@@ -311,7 +311,8 @@ def main(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     with make_accelerator(config.run).local_main_process_first():
         dataset, objective = ClipDataset(config.data, config.run.seed), FrameSelectObjective(model, config)
     if config.run.init == "pca":
-        start_as_linear_codec(model, dataset_components(dataset, config.run.init_clips, model.config.patch_size))
+        items = (dataset[draw] for draw in range(config.run.init_clips))
+        start_as_linear_codec(model, [item["sample"] for item in items if item["frame_mask"].all()])
     return Trainer(objective, dataset, config).train()
 
 
