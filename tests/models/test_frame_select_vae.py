@@ -380,10 +380,12 @@ def test_bad_latents_and_keep_masks_are_named(vae):
         ({"keep_head": "mean"}, "'latent', 'pooled'"),
         ({"refiner_norm": "batch"}, "'clip', 'frame'"),
         ({"rope_type": "2d"}, "'raster', 'axial'"),
-        ({"fill": "blend"}, "'token', 'interpolate'"),
+        ({"fill": "blend"}, "'token', 'interpolate', 'wiener'"),
         ({"fill": "interpolate", "cycle_channels": TINY["latent_channels"]}, "below the .* latent channels"),
         ({"cycle_channels": 1}, "got 1 and 'token'"),
         ({"cycle_length": 0}, "at least 1, got 0"),
+        ({"filter_size": 3}, "1 unless `fill` is 'wiener', got 3 and 'token'"),
+        ({"fill": "wiener", "filter_size": 4}, "odd"),
     ],
 )
 def test_bad_configurations_are_named(change, message):

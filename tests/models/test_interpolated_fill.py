@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffusers_vidvae import FrameSelectVAE
-from diffusers_vidvae.models.frame_fill import ChannelCycle, InterpolatedFill
+from diffusers_vidvae.models.frame_fill import ChannelCycle, InterpolatedFill, TemporalFilter, WienerFill
 
 
 MODEL = {
@@ -30,10 +30,17 @@ MODEL = {
 }
 
 
-@pytest.fixture
-def vae():
+WIENER = MODEL | {"fill": "wiener", "filter_size": 3, "decoder_context": True}
+
+
+@pytest.fixture(params=[MODEL, WIENER], ids=["interpolate", "wiener"])
+def vae(request):
     torch.manual_seed(0)
-    return FrameSelectVAE(**MODEL).eval()
+    model = FrameSelectVAE(**request.param).eval()
+    if model.encoder.temporal_filter is not None:
+        torch.nn.init.constant_(model.encoder.temporal_filter.weight, 1 / 3)
+        torch.nn.init.normal_(model.decoder.context.weight, std=0.1)
+    return model
 
 
 def one_channel(values):
@@ -68,8 +75,49 @@ def test_a_group_that_nobody_sends_reads_as_zero():
     assert features.isfinite().all()
 
 
-def test_turns_go_on_from_window_to_window(vae):
+def clip_filter(taps, num_frames):
+    temporal_filter = TemporalFilter(1, len(taps))
+    temporal_filter.weight.data[:] = torch.tensor(taps)
+    return temporal_filter.matrix(torch.tensor([num_frames]), num_frames)
+
+
+def test_a_filter_stays_within_its_clip():
+    matrix = TemporalFilter(1, 3)
+    matrix.weight.data[:] = torch.tensor([0.25, 0.5, 0.25])
+    values = torch.tensor([4.0, 0.0, 8.0, 100.0])[None, :, None, None]
+    filtered = matrix(values, torch.tensor([3]))[0, :, 0, 0]
+    assert filtered[:3].tolist() == [3, 3, 6]
+
+
+def test_estimates_are_those_of_conditional_expectation():
+    """The formula for jointly normal variables, written out for two known frames of four."""
+    fill = WienerFill(ChannelCycle(1, 0, 1), 4)
+    fill.noise = 0.0
+    fill.correlation.data[:] = torch.tensor([1.0, 0.8, 0.5, 0.3])
+    matrix = clip_filter([0.2, 0.6, 0.2], 4)
+    covariance = fill.correlation[0][(torch.arange(4)[:, None] - torch.arange(4)).abs()]
+    shown = matrix[0, 0, [0, 2]]
+    expected = covariance @ shown.T @ torch.linalg.inv(shown @ covariance @ shown.T)
+    latents = one_channel([1.5, float("nan"), -0.5, float("nan")])
+    features = fill(latents, ~latents.isnan()[:, 0, :, 0, 0], 0, matrix)[0, :, :, 0, 0]
+    torch.testing.assert_close(features[0], expected @ torch.tensor([1.5, -0.5]))
+    unknown = 1 - (expected * (covariance @ shown.T)).sum(dim=1)
+    torch.testing.assert_close(features[1], unknown, atol=1e-5, rtol=1e-4)
+
+
+def test_all_kept_frames_undo_the_filter():
+    fill = WienerFill(ChannelCycle(1, 0, 1), 8)
+    fill.noise = 1e-6
+    matrix = clip_filter([0.2, 0.6, 0.2], 8)
+    frames = torch.randn(8)
+    latents = (matrix[0, 0] @ frames)[None, None, :, None, None]
+    estimates = fill(latents, torch.ones(1, 8, dtype=torch.bool), 0, matrix)[0, 0, :, 0, 0]
+    torch.testing.assert_close(estimates, frames, atol=1e-2, rtol=0)
+
+
+def test_turns_go_on_from_window_to_window():
     """The frames of a long clip send what they would send in a clip of their own that starts with their turn."""
+    vae = FrameSelectVAE(**MODEL).eval()
     sample = torch.rand(1, 3, 10, 16, 16) * 2 - 1
     with torch.no_grad():
         whole = vae.encode(sample).latent_dist.mode()

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from diffusers_vidvae import FrameSelectVAE
+from diffusers_vidvae.models.frame_fill import ChannelCycle
 from diffusers_vidvae.training.data import stack_clips
-from diffusers_vidvae.training.linear_codec import LinearCodec, start_as_linear_codec
+from diffusers_vidvae.training.linear_codec import LinearCodec, plan_channels, start_as_linear_codec
 from diffusers_vidvae.training.losses import keep_guide_loss, motion_density
 from diffusers_vidvae.training.principal_components import ComponentsEstimator, frame_patches, frames_of_patches
 from diffusers_vidvae.training.procedural import ProceduralClips
@@ -77,7 +78,7 @@ def test_linear_codec_with_all_components_keeps_everything(clips, components):
 @pytest.mark.parametrize("unpatch_channels", [1, 2])
 def test_a_model_starts_as_the_linear_codec(clips, components, unpatch_channels):
     model = FrameSelectVAE(**MODEL | {"unpatch_channels": unpatch_channels}).eval()
-    start_as_linear_codec(model, components)
+    start_as_linear_codec(model, clips)
     codec = LinearCodec(components, 4, 6)
     keep_mask = torch.zeros(len(clips), 8, dtype=torch.bool)
     keep_mask[::2, [0, 3, 6]] = True
@@ -92,17 +93,54 @@ def test_turns_show_still_film_in_more_detail(clips, components):
     still = clips[:, :, :1].expand(-1, -1, 8, -1, -1)
     everything = torch.ones(len(clips), 8, dtype=torch.bool)
     model = FrameSelectVAE(**MODEL | {"cycle_channels": 3}).eval()
-    start_as_linear_codec(model, components)
+    start_as_linear_codec(model, clips)
     codec = LinearCodec(components, 4, 12)  # 3 in every frame and 3 groups of 3
     with torch.no_grad():
         decoded = model.decode(model.encode(still).latent_dist.mode(), everything).sample
     torch.testing.assert_close(decoded, codec.decode(codec.encode(still), everything), atol=1e-3, rtol=0)
 
 
+def error_at(model, clips, step):
+    keep_mask = (torch.arange(clips.shape[2]) % step == step // 2).expand(len(clips), -1)
+    with torch.no_grad():
+        decoded = model.decode(model.encode(clips).latent_dist.mode(), keep_mask).sample
+    return float((decoded - clips).square().mean())
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_estimates_from_filtered_latents_start_better_than_blends(clips, step):
+    """Moving film; the model has seen other clips."""
+    held_out = stack_clips(ProceduralClips(20, 8, 16, 16, seed=2), range(20))
+    errors = {}
+    for name, change in {
+        "blend": {},
+        "wiener": {"fill": "wiener", "filter_size": 5},
+        "context": {"fill": "wiener", "filter_size": 5, "decoder_context": True},
+    }.items():
+        model = FrameSelectVAE(**MODEL | change).eval()
+        start_as_linear_codec(model, clips)
+        errors[name] = error_at(model, held_out, step)
+    assert errors["context"] < errors["wiener"] < 0.99 * errors["blend"]
+
+
+def test_slow_components_take_turns_and_noise_is_filtered():
+    cycle = ChannelCycle(2, 1, 2)  # one component in every frame, two in turn
+    lags = torch.arange(8)
+    correlation = torch.stack([0.999**lags, 0.5**lags, 0.999**lags, 0.5**lags])
+    plan = plan_channels(cycle, torch.tensor([1.0, 1.0, 0.9, 0.1]), correlation, 3)
+    assert plan.order[0] == 1 and sorted(plan.order[1:]) == [0, 2]
+    torch.testing.assert_close(plan.taps.sum(dim=1), torch.ones(3))
+
+
 @pytest.mark.parametrize("change", [{"fill": "token"}, {"patch_norm": True}, {"pixel_range": (0.0, 1.0)}])
-def test_models_that_cannot_start_as_the_linear_codec_say_why(components, change):
+def test_models_that_cannot_start_as_the_linear_codec_say_why(clips, change):
     with pytest.raises(ValueError, match="To start as the linear codec"):
-        start_as_linear_codec(FrameSelectVAE(**MODEL | change), components)
+        start_as_linear_codec(FrameSelectVAE(**MODEL | change), clips)
+
+
+def test_too_narrow_models_cannot_start_as_the_linear_codec(clips):
+    with pytest.raises(ValueError, match="`hidden_size` must be at least 16, got 12"):
+        start_as_linear_codec(FrameSelectVAE(**MODEL | {"hidden_size": 12}), clips)
 
 
 def test_spaced_masks_step_evenly_through_the_real_frames():
