@@ -107,9 +107,8 @@ def error_at(model, clips, step):
     return float((decoded - clips).square().mean())
 
 
-@pytest.mark.parametrize("step", [2, 4])
-def test_estimates_from_filtered_latents_start_better_than_blends(clips, step):
-    """Moving film; the model has seen other clips."""
+def test_estimates_from_filtered_latents_start_better_than_blends(clips):
+    """Of moving film that the model has not seen, every fourth frame is kept."""
     held_out = stack_clips(ProceduralClips(20, 8, 16, 16, seed=2), range(20))
     errors = {}
     for name, change in {
@@ -119,17 +118,19 @@ def test_estimates_from_filtered_latents_start_better_than_blends(clips, step):
     }.items():
         model = FrameSelectVAE(**MODEL | change).eval()
         start_as_linear_codec(model, clips)
-        errors[name] = error_at(model, held_out, step)
+        errors[name] = error_at(model, held_out, step=4)
     assert errors["context"] < errors["wiener"] < 0.99 * errors["blend"]
 
 
-def test_slow_components_take_turns_and_noise_is_filtered():
-    cycle = ChannelCycle(2, 1, 2)  # one component in every frame, two in turn
-    lags = torch.arange(8)
-    correlation = torch.stack([0.999**lags, 0.5**lags, 0.999**lags, 0.5**lags])
-    plan = plan_channels(cycle, torch.tensor([1.0, 1.0, 0.9, 0.1]), correlation, 3)
-    assert plan.order[0] == 1 and sorted(plan.order[1:]) == [0, 2]
-    torch.testing.assert_close(plan.taps.sum(dim=1), torch.ones(3))
+def test_plan_sends_every_component_and_filters_those_that_last():
+    cycle = ChannelCycle(3, 1, 3)  # two components in every frame, three in turn
+    lasting, noise = 0.98 ** torch.arange(8), torch.eye(8)[0]
+    correlation = torch.stack([lasting, noise, lasting, lasting, lasting])
+    plan = plan_channels(cycle, torch.tensor([1.0, 0.9, 0.5, 0.3, 0.1]), correlation, 3)
+    assert sorted(plan.order) == [0, 1, 2, 3, 4]
+    torch.testing.assert_close(plan.taps.sum(dim=1), torch.ones(5))
+    centre = dict(zip(plan.order, plan.taps[:, 1].tolist(), strict=True))
+    assert centre[0] < 1 and centre[1] == 1
 
 
 @pytest.mark.parametrize("change", [{"fill": "token"}, {"patch_norm": True}, {"pixel_range": (0.0, 1.0)}])
