@@ -44,7 +44,7 @@ def _halved_per_level(channels: tuple[int, ...] | list[int]) -> int:
 
 def _frame_select(vae: Any) -> VideoGeometry:
     patch_size, sample_size = vae.config.patch_size, vae.config.sample_size
-    if vae.config.keep_head == "pooled":
+    if vae.config.keep_head != "latent":
         return _video(Lengths(1), patch_size)
     sides = Lengths(sample_size, patch_size)
     return VideoGeometry((Lengths(1),), sides, sides, untiled_side=sample_size)

@@ -58,7 +58,9 @@ class LatentKeepHead(nn.Module):
         self.token_proj = nn.Linear(latent_channels, 1)
         self.frame_proj = nn.Linear(num_tokens, 1)
 
-    def forward(self, tokens: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, tokens: torch.Tensor, mean: torch.Tensor, frame_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
         scores = self.token_proj(mean).squeeze(-1)  # (B, T, N)
         return self.frame_proj(scores).squeeze(-1).float() + 1  # (B, T)
 
@@ -72,11 +74,43 @@ class PooledKeepHead(nn.Module):
         self.linear_1 = nn.Linear(2 * hidden_size, hidden_size)
         self.linear_2 = nn.Linear(hidden_size, 1)
 
-    def forward(self, tokens: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, tokens: torch.Tensor, mean: torch.Tensor, frame_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
         tokens = self.norm(tokens)
         mean_square = tokens.float().square().mean(dim=2)  # (B, T, D)
         pooled = torch.cat([tokens.mean(dim=2), (mean_square + 1e-6).sqrt().to(tokens.dtype)], dim=-1)
         return self.linear_2(F.silu(self.linear_1(pooled))).squeeze(-1).float()  # (B, T)
+
+
+class MotionKeepHead(nn.Module):
+    r"""Keep logit of a frame from how much its tokens change to those of the frames before and after it.
+
+    It is linear in the logarithms of the mean squared changes per frame, over each of `reaches` frames to both sides.
+    """
+
+    reaches = (1, 2)
+    # Still film changes by so much, in squared units of tokens: less is rounding.
+    floor = 1e-5
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(len(self.reaches), 1)
+
+    def forward(
+        self, tokens: torch.Tensor, mean: torch.Tensor, frame_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        num_frames = tokens.shape[1]
+        time = torch.arange(num_frames, device=tokens.device)
+        last = clip_lengths(frame_mask, len(tokens), num_frames, tokens.device)[:, None] - 1
+        clip = torch.arange(len(tokens), device=tokens.device)[:, None]
+        changes = []
+        for reach in self.reaches:
+            before, after = (time - reach).clamp(min=0), torch.minimum(time + reach, last)
+            difference = tokens[clip, after] - tokens[:, before]  # (B, T, N, D)
+            change = difference.float().square().mean(dim=(2, 3)) / (after - before).clamp(min=1).square()
+            changes.append((change + self.floor).log())
+        return self.linear(torch.stack(changes, dim=-1).to(tokens.dtype)).squeeze(-1).float()  # (B, T)
 
 
 class FrameSelectEncoder(nn.Module):
@@ -111,9 +145,11 @@ class FrameSelectEncoder(nn.Module):
         self.to_mean = nn.Linear(hidden_size, self.cycle.num_channels)
         self.temporal_filter = TemporalFilter(self.cycle.num_channels, filter_size) if filter_size > 1 else None
         self.to_variance = nn.Linear(hidden_size, latent_channels)
-        self.keep_head = (
-            PooledKeepHead(hidden_size) if keep_head == "pooled" else LatentKeepHead(latent_channels, num_tokens)
-        )
+        self.keep_head: LatentKeepHead | PooledKeepHead | MotionKeepHead
+        if keep_head == "latent":
+            self.keep_head = LatentKeepHead(latent_channels, num_tokens)
+        else:
+            self.keep_head = PooledKeepHead(hidden_size) if keep_head == "pooled" else MotionKeepHead()
         self.gradient_checkpointing = False
         # A standard deviation near 0.1 lets a fresh decoder see the latents through the noise.
         nn.init.zeros_(self.to_variance.weight)
@@ -142,7 +178,7 @@ class FrameSelectEncoder(nn.Module):
             mean = self.temporal_filter(mean, lengths)
         mean = self.cycle.send(mean, first_frame)  # (B, T, N, C)
         variance = F.softplus(self.to_variance(tokens).float()) + 1e-6
-        keep_logits = self.keep_head(tokens, mean)  # (B, T)
+        keep_logits = self.keep_head(tokens, mean, frame_mask)  # (B, T)
         parameters = torch.cat([mean, variance.log().to(mean.dtype)], dim=-1)  # (B, T, N, 2 * C)
         return parameters, keep_logits
 

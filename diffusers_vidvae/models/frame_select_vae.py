@@ -38,6 +38,7 @@ from .tiling import TileBlend, TileGrid
 
 
 FILLS = ("token", "interpolate", "wiener")
+KEEP_HEADS = ("latent", "pooled", "motion")
 
 
 @dataclass
@@ -109,7 +110,7 @@ class FrameSelectVAE(
             encoder; the published model has it.
         rope_type: `"raster"` numbers tokens row by row; `"axial"` rotates by row and column, for any size.
         keep_head: `"latent"` weighs every token position of the latent mean and so fixes the number of tokens;
-            `"pooled"` reads pooled tokens, for any size.
+            `"pooled"` reads pooled tokens, for any size; `"motion"` how much they change from frame to frame.
         refiner_norm: Statistics of the refiner's group norms over a `"clip"` or over each `"frame"`.
         fill: What the decoder reads in the place of dropped frames: a learned `"token"`, or `"interpolate"` for the
             blend of the kept frames before and after, with how much they differ and how far they are.
@@ -170,8 +171,8 @@ class FrameSelectVAE(
             raise ValueError(
                 f"`clip_num_frames` must be at most `max_num_frames`, got {clip_num_frames} and {max_num_frames}."
             )
-        if keep_head not in ("latent", "pooled"):
-            raise ValueError(f"`keep_head` must be one of ('latent', 'pooled'), got {keep_head!r}.")
+        if keep_head not in KEEP_HEADS:
+            raise ValueError(f"`keep_head` must be one of {KEEP_HEADS}, got {keep_head!r}.")
         if refiner_norm not in ("clip", "frame"):
             raise ValueError(f"`refiner_norm` must be one of ('clip', 'frame'), got {refiner_norm!r}.")
         if fill not in FILLS:
@@ -762,7 +763,7 @@ class FrameSelectVAE(
         self._check_size(*(side * self.config.patch_size for side in latents.shape[3:]))
 
     def _check_size(self, height: int, width: int) -> None:
-        if self.config.keep_head == "pooled":
+        if self.config.keep_head != "latent":
             return
         size = self.config.sample_size
         if self.use_tiling and self.tile_sample_size != size:

@@ -14,6 +14,7 @@ from torch import nn
 
 from diffusers_vidvae.models.factored_attention import FactoredAttentionBlock
 from diffusers_vidvae.models.frame_fill import ChannelCycle, InterpolatedFill, TemporalFilter, WienerFill
+from diffusers_vidvae.models.frame_select_coders import MotionKeepHead
 from diffusers_vidvae.models.frame_select_vae import FrameSelectVAE
 
 from .principal_components import ComponentsEstimator, PrincipalComponents, frame_patches, frames_of_patches
@@ -25,6 +26,10 @@ MIN_DEVIATION = 0.01
 KEEP_RATES = ((1, 1.0), (2, 2.0), (4, 3.0), (8, 3.0))
 # Two entries of every token hold this constant and its negative, so that layer norms hardly change with the content.
 ANCHOR = 8.0
+# Blending over a gap costs about the square of the gap's motion, so that the sum of error and price of frames is least
+# for keep probabilities in proportion to some power of the squared motion.
+MOTION_POWER = 1 / 3
+START_KEEP_RATE = 0.27
 # Logits of the posterior's variance at the start: a standard deviation of 0.01 beside latents of 1.
 POSTERIOR_LOGIT = -9.0
 
@@ -104,7 +109,29 @@ def start_as_linear_codec(model: FrameSelectVAE, clips: Sequence[torch.Tensor]) 
         silence(block)
     if model.decoder.context is not None:
         fit_context(model, clips)
+    if isinstance(model.encoder.keep_head, MotionKeepHead):
+        set_keep_rate(model, clips)
     return components
+
+
+@torch.no_grad()
+def set_keep_rate(model: FrameSelectVAE, clips: Sequence[torch.Tensor], rate: float = START_KEEP_RATE) -> None:
+    r"""Makes keep probabilities a power of the motion around a frame, `rate` on average over some clips.
+
+    Args:
+        model: With a "motion" keep head.
+        clips: Clips `(C, T, H, W)` in [-1, 1].
+        rate: Mean keep probability to reach, in (0, 1).
+    """
+    head = model.encoder.keep_head.linear
+    nn.init.constant_(head.weight, MOTION_POWER / head.in_features)
+    nn.init.zeros_(head.bias)
+    logits = torch.cat([model.encode(clip[None]).keep_logits.flatten() for clip in clips])
+    low, high = -20.0, 20.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (low, middle) if (logits + middle).sigmoid().mean() > rate else (middle, high)
+    nn.init.constant_(head.bias, (low + high) / 2)
 
 
 def _set_projections(model: FrameSelectVAE, components: PrincipalComponents, order: list[int]) -> None:
