@@ -9,7 +9,18 @@ from typing import Annotated, Any
 
 import typer
 
-from . import compression, console, conversion, demo_clip, evaluation, generation, inspection, reconstruction, training
+from . import (
+    compression,
+    console,
+    conversion,
+    demo,
+    demo_clip,
+    evaluation,
+    generation,
+    inspection,
+    reconstruction,
+    training,
+)
 from .sources import Commands
 
 
@@ -47,7 +58,7 @@ def _options(
     pass
 
 
-for module in (compression, reconstruction, evaluation, generation, inspection, conversion, training, demo_clip):
+for module in (compression, reconstruction, evaluation, generation, inspection, conversion, training, demo_clip, demo):
     module.add_commands(app)
 
 

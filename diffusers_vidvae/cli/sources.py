@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .examples import EXAMPLES
+
 
 @dataclass(frozen=True)
 class Source:
@@ -44,13 +46,17 @@ current: ContextVar[Source] = ContextVar("current", default=DEFAULT)
 
 
 class Commands(typer.Typer):
-    """A command line whose commands that have a `--model` also have the options that say which."""
+    """A command line whose commands show an example, and that say which `--model` by options that are everywhere."""
 
     def command(  # type: ignore[override]
         self, name: str | None = None, **options: Any
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        register = super().command(name, **options)
-        return lambda function: register(_with_source(function) if _has_model(function) else function)
+        def register(function: Callable[..., Any]) -> Callable[..., Any]:
+            example = EXAMPLES[name or function.__name__]
+            add = super(Commands, self).command(name, epilog=f"Example: `{example}`", **options)
+            return add(_with_source(function) if _has_model(function) else function)
+
+        return register
 
 
 def _has_model(command: Callable[..., Any]) -> bool:

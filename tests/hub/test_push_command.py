@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -42,6 +43,16 @@ assert run(["compress", "{tmp_path}/clip.mkv", "-m", "tester/nothing", "-o", "{t
         home="reader",
     )
     assert not (tmp_path / "b.fsv").exists()
+
+
+@pytest.mark.slow
+def test_the_example_of_publishing_runs(client, hub):
+    script = Path(__file__).resolve().parents[1] / "examples" / "publish_and_load.py"
+    arguments = [str(script), "tester/example", "--model", "generation"]
+    printed = client(f"import runpy; sys.argv = {arguments!r}; runpy.run_path(sys.argv[0])").stdout
+    assert "tester/example@main: a GapDiTPipeline with a FrameSelectVAE" in printed
+    assert "tester/example@remote-code: a GapDiTPipeline with a FrameSelectVAE" in printed
+    assert set(hub.repositories["tester/example"].branches) == {"main", "remote-code"}
 
 
 @pytest.mark.slow

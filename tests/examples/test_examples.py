@@ -1,0 +1,105 @@
+r"""The examples run as they stand, and so does the example of every command."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from diffusers_vidvae.cli.app import app, run
+from diffusers_vidvae.cli.demo import TOUR, arguments_of
+from diffusers_vidvae.cli.examples import EXAMPLES
+from diffusers_vidvae.media import VideoReader
+
+
+EXAMPLES_FOLDER = Path(__file__).resolve().parent
+
+
+def run_example(name: str, folder: Path, *arguments: str) -> str:
+    command = [sys.executable, str(EXAMPLES_FOLDER / name), *arguments]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert not result.returncode, result.stderr[-3000:]
+    return result.stdout
+
+
+@pytest.fixture
+def clip(tmp_path) -> str:
+    size = ["--num-frames", "20", "--width", "64", "--height", "64"]
+    assert run(["demo-clip", str(tmp_path / "clip.mp4"), *size]) == 0
+    return "clip.mp4"
+
+
+@pytest.mark.slow
+def test_compress_a_clip(tmp_path, clip):
+    assert "kept 5 of 20 frames" in run_example("compress_a_clip.py", tmp_path, clip, "back.mp4")
+    with VideoReader(tmp_path / "back.mp4") as reader:
+        assert len(reader.read()) == 20
+
+
+@pytest.mark.slow
+def test_reconstruct_with_any_autoencoder(tmp_path, clip):
+    from diffusers import AutoencoderTiny
+
+    AutoencoderTiny(encoder_block_out_channels=[8] * 4, decoder_block_out_channels=[8] * 4).save_pretrained(
+        tmp_path / "tiny"
+    )
+    printed = run_example("reconstruct_with_any_autoencoder.py", tmp_path, clip, "back.mp4")
+    assert "AutoencoderKL3D: 20 frames of 64x64" in printed and "psnr" in printed
+    printed = run_example("reconstruct_with_any_autoencoder.py", tmp_path, clip, "back.mp4", "--vae", "tiny")
+    assert "AutoencoderTiny: 20 frames of 64x64" in printed
+
+
+@pytest.mark.slow
+def test_generate_between_two_photos(tmp_path):
+    for name, color in (("first.png", "red"), ("last.png", "blue")):
+        Image.new("RGB", (80, 60), color).save(tmp_path / name)
+    options = ["first.png", "last.png", "between.mp4", "--frames", "12", "--steps", "4"]
+    assert "12 frames in between.mp4" in run_example("generate_between_two_photos.py", tmp_path, *options)
+
+
+@pytest.mark.slow
+def test_finetune_on_a_folder(tmp_path, clip):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / clip).rename(tmp_path / "videos" / clip)
+    short = ["run.max_steps=2", "run.validate_every=0", "data.num_frames=8"]
+    printed = run_example("finetune_on_a_folder.py", tmp_path, "videos", "run", *short)
+    assert re.search(r"keeps \d+ of 20 frames of clip.mp4", printed)
+
+
+def test_every_command_shows_its_example():
+    import typer
+
+    commands = typer.main.get_command(app).commands
+    assert set(commands) == set(EXAMPLES)
+    for name, example in EXAMPLES.items():
+        assert shlex.split(example)[:2] == ["vidvae", name]
+        assert commands[name].epilog == f"Example: `{example}`"
+
+
+@pytest.mark.slow
+def test_examples_of_commands_run_as_they_stand(tmp_path, shared_parity, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(shared_parity / "vae_pytorch_tiny.pt", "vae_pytorch.pt")
+    # `push` is run on a Hub of its own, elsewhere, and `demo` is below.
+    for name, example in EXAMPLES.items():
+        if name not in ("push", "demo"):
+            assert run(shlex.split(example)[1:]) == 0, example
+
+
+@pytest.mark.slow
+def test_the_tour_prints_what_it_runs(tmp_path, capsys):
+    folder = tmp_path / "tour"
+    assert run(["demo", str(folder), "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    for _, line in TOUR:
+        assert shlex.join(["vidvae", *arguments_of(line, folder, "cpu", False)]) in printed
+    made = {"clip.mp4", "clip.fsv", "back.mp4", "generated.mp4", "generated.png", "reconstructed.mp4"}
+    assert made <= {path.name for path in folder.iterdir()}
+    assert run(["demo", str(folder)]) == 1  # nothing is overwritten
+    assert "exists already; --force replaces it." in capsys.readouterr().err
