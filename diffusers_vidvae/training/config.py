@@ -99,6 +99,8 @@ class RunConfig:
         init: Weights of a new model: "random", or "pca" for those with which it computes what the linear codec of
             principal components does.
         init_clips: Training clips that the principal components are of.
+        baseline_clips: Training clips whose principal components make the linear codec that validations measure beside
+            the model, as `psnr_linear_...`; 0 for none.
         resume: Whether to continue from the newest checkpoint in `output_dir` if there is one. Without it, a folder
             that holds checkpoints is refused.
         seed: Seed of every random number: weights, data, noise, masks.
@@ -138,6 +140,7 @@ class RunConfig:
     trained_parts: list[str] = field(default_factory=list)
     init: str = "random"
     init_clips: int = 256
+    baseline_clips: int = 64
     resume: bool = True
     seed: int = 0
     max_steps: int | None = None
@@ -185,6 +188,7 @@ class RunConfig:
         for part, factor in self.part_rates.items():
             check_range(f"run.part_rates.{part}", factor, 0)
         counts = ("batch_size", "gradient_accumulation_steps", "log_every", "checkpoint_every", "keep_checkpoints")
+        check_range("run.baseline_clips", self.baseline_clips, 0)
         for name in (*counts, "init_clips"):
             check_range(f"run.{name}", getattr(self, name), 1)
 
@@ -215,6 +219,7 @@ OPERATIONAL_FIELDS = frozenset(
         "checkpoint_every",
         "checkpoint_minutes",
         "keep_checkpoints",
+        "baseline_clips",
         "trackers",
         "pretrained_model",
         "compile_blocks",

@@ -211,3 +211,9 @@ def repeat_last_frame(sample: torch.Tensor, frame_mask: torch.Tensor) -> torch.T
     last = frame_mask.sum(dim=1, keepdim=True) - 1
     index = torch.minimum(torch.arange(sample.shape[2], device=sample.device)[None], last)  # (B, T)
     return sample.gather(2, index[:, None, :, None, None].expand_as(sample))
+
+
+def whole_clips(dataset: ClipDataset, count: int) -> list[torch.Tensor]:
+    """Those of the first draws that fill all frames, `(3, frames, height, width)` in [-1, 1]."""
+    items = (dataset[draw] for draw in range(count))
+    return [item["sample"] for item in items if item["frame_mask"].all()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 
 
 class PrincipalComponents(NamedTuple):
@@ -66,3 +67,28 @@ def frames_of_patches(patches: torch.Tensor, patch_size: int) -> torch.Tensor:
     """Inverse of `frame_patches`."""
     values = patches.unflatten(4, (patch_size, patch_size, -1))  # (B, T, h, w, p, p, C)
     return values.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+
+
+def clip_blocks(sample: torch.Tensor, block_size: tuple[int, int, int], first_frame_alone: bool) -> torch.Tensor:
+    r"""Cuts pixels `(B, C, T, H, W)` into blocks `(B, t, h, w, C * frames * rows * columns)`.
+
+    Args:
+        sample: Pixels; height and width are multiples of the block's. Missing frames at the end repeat the last one.
+        block_size: Frames, rows and columns of a block.
+        first_frame_alone: Whether the first block is the first frame over and over.
+    """
+    length, height, width = block_size
+    first = sample[:, :, :1].expand(-1, -1, length - 1 if first_frame_alone else 0, -1, -1)
+    last = sample[:, :, -1:].expand(-1, -1, -(sample.shape[2] + first.shape[2]) % length, -1, -1)
+    frames = torch.cat([first, sample, last], dim=2)
+    return rearrange(frames, "b c (t l) (h r) (w q) -> b t h w (c l r q)", l=length, r=height, q=width)
+
+
+def clip_of_blocks(
+    blocks: torch.Tensor, block_size: tuple[int, int, int], first_frame_alone: bool, num_frames: int
+) -> torch.Tensor:
+    """Inverse of `clip_blocks` for a clip of so many frames."""
+    length, height, width = block_size
+    frames = rearrange(blocks, "b t h w (c l r q) -> b c (t l) (h r) (w q)", l=length, r=height, q=width)
+    start = length - 1 if first_frame_alone else 0
+    return frames[:, :, start : start + num_frames]

@@ -18,8 +18,9 @@ parameter alone, with a learning rate and a gradient norm of its own for each of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -28,9 +29,17 @@ from torch.func import functional_call
 from diffusers_vidvae.metrics import clip_psnr
 from diffusers_vidvae.models.autoencoder_kl_3d import AutoencoderKL3D
 
+from .block_codec import (
+    COMPONENTS_FILE,
+    BlockCodec,
+    block_components,
+    block_layout,
+    remembered,
+    start_blocks_as_linear_codec,
+)
 from .config import TrainConfig, check_range, load_config
 from .contact_sheet import save_contact_sheet
-from .data import ClipDataset, HeldOutClips, repeat_last_frame
+from .data import ClipDataset, HeldOutClips, repeat_last_frame, whole_clips
 from .draws import draw_latents, torch_generators
 from .latent_terms import LatentTerms, LatentTermsConfig
 from .launch import config_path, run_from_command_line
@@ -87,6 +96,7 @@ class AutoencoderKL3DObjective(Objective):
         self.model = model
         self.config = config
         self.held_out = HeldOutClips(config.data)
+        self.linear_codec: Callable[[], BlockCodec] | None = None
         self.latent_terms = LatentTerms(config.loss, model.config.latent_channels, config.run.seed)
         self.perceptual = PerceptualLoss() if config.loss.perceptual_weight else None
         if config.loss.adversarial_weight:
@@ -128,7 +138,11 @@ class AutoencoderKL3DObjective(Objective):
         decoded = self.model.decode(posterior.mode(), *sample.shape[2:]).sample
         save_contact_sheet(contact_sheet, [sample, decoded])
         image = self.model.decode(self.model.encode(sample[:, :, :1]).latent_dist.mode(), 1, *sample.shape[3:]).sample
-        return {"psnr": clip_psnr(sample, decoded), "psnr_images": clip_psnr(sample[:, :, :1], image)}
+        metrics = {"psnr": clip_psnr(sample, decoded), "psnr_images": clip_psnr(sample[:, :, :1], image)}
+        if self.linear_codec is not None:
+            for name, clips in (("psnr_linear", sample.cpu()), ("psnr_linear_images", sample[:, :, :1].cpu())):
+                metrics[name] = clip_psnr(clips, self.linear_codec().reconstruct(clips))
+        return metrics
 
 
 def _adversarial_losses(
@@ -169,6 +183,19 @@ def main(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     # One process of a machine probes the files, the others read what it found.
     with make_accelerator(config.run).local_main_process_first():
         dataset, objective = ClipDataset(config.data, config.run.seed), AutoencoderKL3DObjective(model, config)
+    layout = block_layout(model)
+    if config.run.init == "pca":
+        start_blocks_as_linear_codec(model, block_components(whole_clips(dataset, config.run.init_clips), *layout))
+    if config.run.baseline_clips:
+        file = Path(config.run.output_dir) / COMPONENTS_FILE
+
+        @cache
+        def linear_codec() -> BlockCodec:
+            clips = partial(whole_clips, dataset, config.run.baseline_clips)
+            components = remembered(file, lambda: block_components(clips(), *layout))
+            return BlockCodec(components, layout[0], model.config.latent_channels, layout[1])
+
+        objective.linear_codec = linear_codec
     return Trainer(objective, dataset, config).train()
 
 

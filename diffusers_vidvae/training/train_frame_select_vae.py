@@ -19,24 +19,27 @@ random.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 from accelerate.utils import gather
 
 from diffusers_vidvae.metrics import clip_psnr
+from diffusers_vidvae.models.clip_windows import clip_windows
 from diffusers_vidvae.models.frame_select_coders import PooledKeepHead
 from diffusers_vidvae.models.frame_select_vae import FrameSelectVAE
 
+from .block_codec import COMPONENTS_FILE, remembered
 from .config import TrainConfig, check_range, load_config
 from .contact_sheet import save_contact_sheet
-from .data import ClipDataset, HeldOutClips
+from .data import ClipDataset, HeldOutClips, whole_clips
 from .draws import draw_latents, torch_generators, uniform_noise
 from .latent_terms import LatentTerms, LatentTermsConfig
 from .launch import config_path, run_from_command_line
-from .linear_codec import start_as_linear_codec
+from .linear_codec import LinearCodec, dataset_components, start_as_linear_codec
 from .losses import (
     KeepCostController,
     PerceptualLoss,
@@ -130,6 +133,7 @@ class FrameSelectObjective(Objective):
         self.model = model
         self.config = config
         self.held_out = HeldOutClips(config.data)
+        self.linear_codec: Callable[[], LinearCodec] | None = None
         self.keep_cost = KeepCostController(
             config.loss.target_keep_rate, config.loss.initial_keep_price, config.loss.keep_price_speed
         )
@@ -216,10 +220,13 @@ class FrameSelectObjective(Objective):
         return (motion_density(sample, frame_mask) / self.motion_cost.price).clamp(max=1)
 
     def _at_least_one(self, drawn: torch.Tensor, keep_probs: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
-        """What the model does at inference: an empty mask keeps the most probable frame."""
-        best = keep_probs.masked_fill(~frame_mask, -1).argmax(dim=1)
-        fallback = torch.nn.functional.one_hot(best, drawn.shape[1]).bool()
-        return torch.where(drawn.any(dim=1, keepdim=True), drawn, fallback)
+        """What the model does at inference: a window without a kept frame keeps its most probable one."""
+        probs, kept = keep_probs.masked_fill(~frame_mask, -1), drawn.clone()
+        for window in clip_windows(drawn.shape[1], self.model.config.clip_num_frames):
+            frames = slice(window.start, window.stop)
+            best = torch.nn.functional.one_hot(probs[:, frames].argmax(dim=1), window.stop - window.start).bool()
+            kept[:, frames] |= best & ~kept[:, frames].any(dim=1, keepdim=True)
+        return kept
 
     def _decode(
         self, latents: torch.Tensor, target: torch.Tensor, kept: torch.Tensor, frame_mask: torch.Tensor
@@ -271,10 +278,16 @@ class FrameSelectObjective(Objective):
             "uniform": self.model.select_frames(probs, mode="uniform"),
             "uniform_rate": self.model.select_frames(probs, mode="uniform", rate=max(float(probs.mean()), 1e-3)),
         }
-        for count in (probs.shape[1] // 2, probs.shape[1] // 4, probs.shape[1] // 8):
-            masks[f"even_{count}"] = self.model.select_frames(probs, mode="uniform", num_frames=max(count, 1))
+        fewest = len(clip_windows(probs.shape[1], self.model.config.clip_num_frames))
+        for count in sorted({max(probs.shape[1] // share, fewest) for share in (2, 4, 8)}):
+            masks[f"even_{count}"] = self.model.select_frames(probs, mode="uniform", num_frames=count)
         decoded = {name: self.model.decode(latents, mask).sample for name, mask in masks.items()}
         metrics = {f"psnr_{name}": clip_psnr(sample, frames) for name, frames in decoded.items()}
+        if self.linear_codec is not None:
+            codec = self.linear_codec()
+            coded = codec.encode(sample.cpu())
+            for name, mask in masks.items():
+                metrics[f"psnr_linear_{name}"] = clip_psnr(sample.cpu(), codec.decode(coded, mask.cpu()))
         motions = () if self.held_out.folder else self.held_out.procedural.motions
         for index, motion in enumerate(motions[: len(sample)]):
             metrics[f"keep_{motion}"] = float(probs[index :: len(motions)].mean())
@@ -311,8 +324,17 @@ def main(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     with make_accelerator(config.run).local_main_process_first():
         dataset, objective = ClipDataset(config.data, config.run.seed), FrameSelectObjective(model, config)
     if config.run.init == "pca":
-        items = (dataset[draw] for draw in range(config.run.init_clips))
-        start_as_linear_codec(model, [item["sample"] for item in items if item["frame_mask"].all()])
+        start_as_linear_codec(model, whole_clips(dataset, config.run.init_clips))
+    if config.run.baseline_clips:
+        file, patch_size = Path(config.run.output_dir) / COMPONENTS_FILE, model.config.patch_size
+
+        @cache
+        def linear_codec() -> LinearCodec:
+            clips = partial(whole_clips, dataset, config.run.baseline_clips)
+            components = remembered(file, lambda: dataset_components(clips(), patch_size))
+            return LinearCodec(components, patch_size, model.config.latent_channels)
+
+        objective.linear_codec = linear_codec
     return Trainer(objective, dataset, config).train()
 
 

@@ -53,6 +53,7 @@ RUN = {
     "log_every": 1,
     "validate_every": 0,
     "validation_clips": 5,
+    "baseline_clips": 0,
     "checkpoint_every": 2,
 }
 

@@ -1,16 +1,35 @@
 """The linear codec, and models that start as it."""
 
+import json
+
 import pytest
 import torch
 
-from diffusers_vidvae import FrameSelectVAE
+from diffusers_vidvae import AutoencoderKL3D, FrameSelectVAE
 from diffusers_vidvae.models.frame_fill import ChannelCycle
-from diffusers_vidvae.training.data import stack_clips
+from diffusers_vidvae.training import train_autoencoder_kl_3d, train_frame_select_vae
+from diffusers_vidvae.training.block_codec import (
+    BlockCodec,
+    block_components,
+    block_layout,
+    start_blocks_as_linear_codec,
+)
+from diffusers_vidvae.training.config import DataConfig
+from diffusers_vidvae.training.data import ClipDataset, stack_clips, whole_clips
 from diffusers_vidvae.training.linear_codec import LinearCodec, plan_channels, start_as_linear_codec
 from diffusers_vidvae.training.losses import keep_guide_loss, motion_density
-from diffusers_vidvae.training.principal_components import ComponentsEstimator, frame_patches, frames_of_patches
+from diffusers_vidvae.training.principal_components import (
+    ComponentsEstimator,
+    clip_blocks,
+    clip_of_blocks,
+    frame_patches,
+    frames_of_patches,
+)
 from diffusers_vidvae.training.procedural import ProceduralClips
+from diffusers_vidvae.training.train_autoencoder_kl_3d import clip_psnr, initialize_weights
 from diffusers_vidvae.training.train_frame_select_vae import spaced_masks
+
+from .conftest import TINY_KL, TINY_VAE
 
 
 MODEL = {
@@ -173,3 +192,51 @@ def test_guide_is_least_where_probabilities_agree():
     agreeing = keep_guide_loss(torch.logit(target), target)
     assert agreeing < keep_guide_loss(torch.logit(target) + 0.5, target)
     assert agreeing < keep_guide_loss(torch.logit(target) - 0.5, target)
+
+
+@pytest.mark.parametrize("first_frame_alone", [True, False])
+@pytest.mark.parametrize("num_frames", [1, 4, 7])
+def test_blocks_can_be_put_together_again(num_frames, first_frame_alone):
+    sample = torch.randn(2, 3, num_frames, 8, 16)
+    layout = (4, 8, 8), first_frame_alone
+    blocks = clip_blocks(sample, *layout)
+    assert blocks.shape[2:] == (1, 2, 768)
+    assert torch.equal(clip_of_blocks(blocks, *layout, num_frames), sample)
+
+
+LINEAR_KL = {**TINY_KL, "latent_channels": 6, "linear_path": True, "pixel_range": (-1.0, 1.0)}
+BLOCKS = {"num_frames": 8, "sample_size": 32, "num_procedural_clips": 60}
+
+
+@pytest.mark.parametrize("first_frame_alone", [True, False])
+def test_an_autoencoder_of_blocks_starts_as_their_linear_codec(first_frame_alone):
+    torch.manual_seed(0)
+    model = AutoencoderKL3D(**LINEAR_KL, first_frame_alone=first_frame_alone).eval()
+    initialize_weights(model)
+    layout = block_layout(model)
+    components = block_components(whole_clips(ClipDataset(DataConfig(**BLOCKS)), 40), *layout)
+    start_blocks_as_linear_codec(model, components)
+    sample = stack_clips(ProceduralClips(6, 8, 32, 32, seed=5), range(6))
+    linear = BlockCodec(components, layout[0], 6, layout[1]).reconstruct(sample)
+    with torch.no_grad():
+        decoded = model.decode(model.encode(sample).latent_dist.mode(), *sample.shape[2:]).sample
+    assert abs(clip_psnr(sample, decoded) - clip_psnr(sample, linear)) < 0.1
+
+
+@pytest.mark.parametrize("name", ["frame_select_vae", "autoencoder_kl_3d"])
+def test_every_validation_has_the_linear_codec_beside_the_model(write_config, tmp_path, name):
+    module, model = {
+        "frame_select_vae": (train_frame_select_vae, TINY_VAE),
+        "autoencoder_kl_3d": (train_autoencoder_kl_3d, TINY_KL),
+    }[name]
+    run = {"baseline_clips": 40, "max_steps": 2, "validate_every": 1}
+    module.main(write_config(model, run=run, data=BLOCKS))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    found = [line for line in lines if line["split"] == "validation"]
+    names = [name for name in found[0] if name.startswith("psnr_linear")]
+    assert len(found) == 2 and len(names) >= 2 and all(line[name] > 10 for line in found for name in names)
+    fixed = "psnr_linear_full" if model is TINY_VAE else "psnr_linear"  # the other masks are the model's own
+    assert found[0][fixed] == found[1][fixed]
+    # Data too small for the components of its patches are named.
+    with pytest.raises(ValueError, match="principal components need more than"):
+        module.main(write_config(model, "small", run={"baseline_clips": 1, "max_steps": 1}))
