@@ -11,7 +11,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from diffusers_vidvae.media import MediaError, MediaWarning, VideoReader, load_image, read_video
+from diffusers_vidvae.media import FrameBatch, MediaError, MediaWarning, VideoReader, load_image, resample_frames
+from diffusers_vidvae.media.windows import read_window
 
 from .sources import index_sources
 
@@ -149,15 +150,18 @@ class ClipFolder:
         path = self.index.path(place)
         if self.index.rows["is_image"][place]:
             return np.asarray(load_image(path))[None]
+        row = self.index.rows[place]
+        begins, own_fps = float(row["start"]), float(row["fps"])
         with quiet_media():
             if self.fps is None:
-                with VideoReader(path) as reader:
-                    return reader.read(start, start + self.num_frames).data
-            first = float(self.index.rows["start"][place]) + start / self.fps
+                # The middle of the frame's time, which rounding does not move into its neighbours.
+                time = begins + (start + 0.5) / own_fps if start else begins
+                return read_window(path, time, self.num_frames, begins=begins).data
+            first = begins + start / self.fps
             # One frame more than needed: the first one shown may have begun before the window.
-            stop = first + (self.num_frames + 1) / self.fps
-            batch = read_video(path, fps=self.fps, start_seconds=first, stop_seconds=stop)[0]
-            return batch.data[: self.num_frames]
+            batch = read_window(path, first, stop=first + (self.num_frames + 1) / self.fps, begins=begins)
+            frames = resample_frames(batch, self.fps)
+            return FrameBatch.from_frames(list(frames)).data[: self.num_frames]
 
     def _random_square(self, frames: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
         height, width = frames.shape[1:3]

@@ -7,12 +7,13 @@ import os
 import shutil
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 from PIL import Image
 
-from diffusers_vidvae.media import VideoWriter
+from diffusers_vidvae.media import VideoReader, VideoWriter
+from diffusers_vidvae.media.inputs import MediaFile
+from diffusers_vidvae.media.windows import read_window
 from diffusers_vidvae.training import sources
 from diffusers_vidvae.training.config import DataConfig
 from diffusers_vidvae.training.data import ClipDataset
@@ -24,7 +25,7 @@ from diffusers_vidvae.training.sources import INDEX_NAME, index_sources
 def write_video(path: Path, num_frames: int = 6, level: int = 0) -> None:
     with VideoWriter(path, 10) as writer:
         for index in range(num_frames):
-            writer.write(np.full((1, 32, 32, 3), level + 20 * index, np.uint8))
+            writer.write(np.full((1, 32, 32, 3), (level + 20 * index) % 256, np.uint8))
 
 
 @pytest.fixture
@@ -43,15 +44,15 @@ def videos(tmp_path) -> Path:
 
 @pytest.fixture
 def opened(monkeypatch) -> list[str]:
-    """Names of the files that FFmpeg was asked to open."""
+    """Names of the files that were opened, one for each time."""
     names: list[str] = []
-    really_open = av.open
+    really_open = MediaFile.open_unbuffered
 
-    def count(file, *arguments, **options):
-        names.append(os.path.basename(str(file)))
-        return really_open(file, *arguments, **options)
+    def count(file):
+        names.append(os.path.basename(file.name))
+        return really_open(file)
 
-    monkeypatch.setattr(av, "open", count)
+    monkeypatch.setattr(MediaFile, "open_unbuffered", count)
     return names
 
 
@@ -188,3 +189,24 @@ def test_fingerprints_of_data_sets_cover_settings_and_files_and_nothing_else(vid
     first = fingerprint()
     assert fingerprint(num_workers=3) == first
     assert len({first, fingerprint(seed=1), fingerprint(min_crop=0.25), fingerprint(holdout=["one.mp4"])}) == 4
+
+
+@pytest.mark.parametrize("fps", [None, 5])
+def test_a_training_clip_from_deep_inside_a_file_opens_it_once(tmp_path, opened, fps):
+    write_video(tmp_path / "long.mp4", num_frames=120)
+    folder = ClipFolder([tmp_path], num_frames=4, sample_size=16, fps=fps)
+    opened.clear()
+    starts = np.random.default_rng(3)
+    for _ in range(5):
+        assert len(folder.clip(starts)) == 4
+    # Besides FFmpeg's opening, one look at the first bytes.
+    assert opened == ["long.mp4"] * 10
+
+
+@pytest.mark.parametrize("start", [0, 1, 25, 61, 119])
+def test_a_window_holds_the_frames_that_a_reader_counts(tmp_path, start):
+    write_video(tmp_path / "long.mp4", num_frames=120)
+    expected = VideoReader(tmp_path / "long.mp4").read(start, start + 3)
+    window = read_window(tmp_path / "long.mp4", (start + 0.5) / 10, 3)
+    assert (window.data == expected.data).all()
+    assert window.pts_seconds.tolist() == pytest.approx(expected.pts_seconds.tolist())
