@@ -51,7 +51,7 @@ def export_demo(
     return sum(path.stat().st_size for path in Path(output).rglob("*.safetensors"))
 
 
-def _replace_vae(parts: GapDiTPipeline, vae: FrameSelectVAE, name: str | Path):
+def _replace_vae(parts: GapDiTPipeline, vae: FrameSelectVAE, name: str | Path) -> None:
     before, after = (
         {key: value for key, value in model.encoder.state_dict().items() if not key.startswith("keep_head.")}
         for model in (parts.vae, vae)
@@ -67,7 +67,7 @@ def _replace_vae(parts: GapDiTPipeline, vae: FrameSelectVAE, name: str | Path):
     parts.register_modules(vae=vae)
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pipeline", required=True)
     parser.add_argument("--autoencoder", required=True)

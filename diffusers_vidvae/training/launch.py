@@ -20,7 +20,7 @@ def config_path(path: str | Path) -> Path:
 
 def run_from_command_line(
     main: Callable[[str | Path, Sequence[str]], Path], description: str | None, arguments: Sequence[str] | None = None
-):
+) -> None:
     """Parses `--config FILE [section.key=value ...]`, trains and prints where the model is; exits on bad input."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     packaged = ", ".join(sorted(path.name for path in CONFIGS.glob("*.yaml")))

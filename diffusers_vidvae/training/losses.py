@@ -158,7 +158,7 @@ class KeepCostController(nn.Module):
         self.register_buffer("price", torch.tensor(initial, dtype=torch.float32))
 
     @torch.no_grad()
-    def update(self, rate: torch.Tensor):
+    def update(self, rate: torch.Tensor) -> None:
         """Takes in the mean keep rate of a step, a scalar in [0, 1]."""
         factor = torch.exp(self.speed * (rate.float() - self.target_rate) / self.target_rate)
         self.price.mul_(factor).clamp_(*self.limits)

@@ -44,7 +44,7 @@ def starting_model(model_class: type[Model], run: RunConfig, arguments: Mapping[
     return model
 
 
-def freeze_all_but(model: ModelMixin, parts: Sequence[str]):
+def freeze_all_but(model: ModelMixin, parts: Sequence[str]) -> None:
     """Takes the gradient from all parameters but those of the named modules, such as "encoder.keep_head"."""
     modules = [find_part(model, part) for part in parts]
     model.requires_grad_(False)

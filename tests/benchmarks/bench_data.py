@@ -1,0 +1,135 @@
+r"""What reading, encoding and finding data costs, and what a hundred million clips would take.
+
+    python tests/benchmarks/bench_data.py [--clips FOLDER] [--count 64] [--workers 0 1 2] [--entries 1000000]
+
+Clips a second: decoding alone, encoding alone (clips in memory), both with so many loading processes, and reading
+latents back; then the time and memory of starting with an index of so many entries. The plan at the end scales the
+measured bytes and rates; a rate of a GPU has to be assumed, and is (`--gpu-clips`, clips a second).
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from diffusers_vidvae import FrameSelectVAE, demo_model
+from diffusers_vidvae.media import VideoWriter
+from diffusers_vidvae.training.config import DataConfig
+from diffusers_vidvae.training.data import EveryWindow
+from diffusers_vidvae.training.encoding import encode_dataset
+from diffusers_vidvae.training.latent_shards import LatentDataset
+from diffusers_vidvae.training.media_index import HEADER, read_index
+from diffusers_vidvae.training.procedural import ProceduralClips
+
+
+PLAN = 100_000_000
+SHARD = 512
+
+
+def write_clips(folder: Path, count: int) -> None:
+    """Procedural films of 32 frames."""
+    films = ProceduralClips(count, num_frames=32, height=160, width=240)
+    for number in range(count):
+        with VideoWriter(folder / f"{number:05d}.mp4", 24) as writer:
+            writer.write(films[number])
+
+
+def clips_per_second(count: int, run) -> float:
+    start = time.perf_counter()
+    run()
+    return count / (time.perf_counter() - start)
+
+
+def measure_rates(windows: EveryWindow, workers: list[int], folder: Path) -> dict[str, float]:
+    """Clips a second of every stage, and bytes of a clip's latents."""
+    vae = FrameSelectVAE.from_pretrained(demo_model(), subfolder="vae").eval()
+    count = len(windows)
+    rates = {"decode": clips_per_second(count, lambda: [windows[number] for number in range(count)])}
+    clip = windows[0]["sample"][None].repeat(8, 1, 1, 1, 1)
+    with torch.no_grad():
+        rates["encode"] = clips_per_second(32, lambda: [vae.encode(clip) for _ in range(4)])
+    accelerator = Accelerator(cpu=True)
+    for number in workers:
+        target, start = folder / f"latents-{number}", time.perf_counter()
+        report = encode_dataset(vae, windows, target, count, SHARD, 8, accelerator, num_workers=number)
+        rates[f"decode and encode, {number} workers"] = count / (time.perf_counter() - start)
+        print(f"{number} workers: the autoencoder waited {report.waited:.0%} of its time")
+    latents = LatentDataset(folder / f"latents-{workers[0]}")
+    rates["read back"] = clips_per_second(count, lambda: [latents.clip(number) for number in range(count)])
+    size = sum(path.stat().st_size for path in (folder / f"latents-{workers[0]}").glob("*.safetensors"))
+    return rates | {"bytes": size / count}
+
+
+def measure_index(path: Path, entries: int) -> None:
+    """Time and memory of reading an index, in a process of its own."""
+    entry = (
+        '{{"path": "shard/{0:08d}.mp4", "size": 81920, "modified": 1700000000000000000, "fingerprint": "{0:016x}",'
+        ' "kind": "video", "width": 640, "height": 360, "num_frames": 250, "fps": 25, "seconds": 10, "start": 0}}'
+    )
+    with open(path, "w") as file:
+        file.write(str(HEADER).replace("'", '"') + "\n")
+        file.writelines(entry.format(number) + "\n" for number in range(entries))
+    script = [sys.executable, __file__, "--read-index", str(path)]
+    print(subprocess.run(script, check=True, capture_output=True, text=True).stdout.strip())
+
+
+def read_index_alone(path: Path) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    index = read_index(path)
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(
+        f"index of {len(index)} entries ({path.stat().st_size / 1e6:.0f} MB on disk): {seconds:.1f} s,"
+        f" {(peak - before) / 1e3:.0f} MB beside the {before / 1e3:.0f} MB of the libraries"
+    )
+
+
+def plan(rates: dict[str, float], gpu_clips: float) -> None:
+    core_hours, gpu_hours = PLAN / rates["encode"] / 3600, PLAN / gpu_clips / 3600
+    print(f"\n{PLAN:,} clips:")
+    print(f"  {PLAN * rates['bytes'] / 1e12:.2f} TB of latents in {PLAN // SHARD:,} shards of {SHARD} clips")
+    print(f"  {core_hours:,.0f} hours of this core to encode")
+    print(f"  {gpu_hours:,.0f} GPU hours to encode at {gpu_clips:.0f} clips a second")
+    print(f"  {gpu_clips / rates['decode']:.1f} cores like this one to decode for such a GPU")
+    print("  first to break: decoding, then the number of shards in one folder and the index of one machine")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=Path, help="folder of videos; by default procedural ones")
+    parser.add_argument("--count", type=int, default=32, help="procedural films")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--entries", type=int, default=1_000_000)
+    parser.add_argument("--gpu-clips", type=float, default=500.0)
+    parser.add_argument("--read-index", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.read_index:
+        read_index_alone(options.read_index)
+        return
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        clips = options.clips or folder / "clips"
+        if options.clips is None:
+            clips.mkdir()
+            write_clips(clips, options.count)
+        windows = EveryWindow(DataConfig([str(clips)], procedural_share=0.0, num_frames=16, sample_size=64))
+        rates = measure_rates(windows, options.workers, folder)
+        print(f"\n{len(windows)} clips of 16 frames of 64x64 pixels, one thread:")
+        for stage, rate in rates.items():
+            print(f"  {stage:32} {rate:10.1f} {'bytes a clip' if stage == 'bytes' else 'clips a second'}")
+        measure_index(folder / "index.jsonl", options.entries)
+        plan(rates, options.gpu_clips)
+
+
+if __name__ == "__main__":
+    main()
