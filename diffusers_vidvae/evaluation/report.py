@@ -68,7 +68,7 @@ def write_report(results: ResultsFolder, command: str | None = None) -> Path:
         selection=_selection(summary),
         clips="".join(_clip(summary, results, clip, index) for index, clip in enumerate(summary.clips)),
         notes="".join(f"<li>{escape(note)}</li>" for note in summary.notes) or "<li>Nothing is missing.</li>",
-        run=_run_details(results.header, command),
+        run=_run_details(summary, results.header, command),
     )
     path = results.folder / "report.html"
     write_file(path, page, overwrite=True)
@@ -356,10 +356,11 @@ def _overview(summary: Summary, header: Record) -> str:
     return f"<ul>{''.join(items)}</ul>"
 
 
-def _run_details(header: Record, command: str | None) -> str:
+def _run_details(summary: Summary, header: Record, command: str | None) -> str:
     versions = {name: _version(name) for name in PACKAGES} | {"Python": platform.python_version()}
     facts = {
         "command": command,
+        "seconds for a clip": ", ".join(_seconds(summary, part) for part in (*summary.models, CODEC_PART)),
         "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
         **{f"weights of {name}": fingerprint[:16] for name, fingerprint in header["models"].items()},
         **header["settings"],
@@ -370,6 +371,11 @@ def _run_details(header: Record, command: str | None) -> str:
         if value is not None
     )
     return f"<dl>{rows}</dl>"
+
+
+def _seconds(summary: Summary, part: str) -> str:
+    seconds = [summary.records[clip, part]["seconds"] for clip in summary.clips if (clip, part) in summary.records]
+    return f"{part} {sum(seconds) / max(len(seconds), 1):.1f}"
 
 
 def _plain(value: Any) -> str:

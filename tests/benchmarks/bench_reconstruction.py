@@ -2,7 +2,11 @@
 
 Every case runs in a process of its own, with small autoencoders and frames of 64x64: what counts is the growth.
 
-    python tests/benchmarks/bench_reconstruction.py [--frames 96 288] [--side 64]
+    python tests/benchmarks/bench_reconstruction.py [--frames 96 288] [--size 64 64] [--case AutoencoderKL3D]
+
+What chunks save of an image autoencoder at its usual size, on 203 frames of 640x360:
+
+    python tests/benchmarks/bench_reconstruction.py --frames 203 --size 640 360 --case AutoencoderTiny
 """
 
 from __future__ import annotations
@@ -24,15 +28,17 @@ CASES = {
     "FrameSelectVAE, windows": ("frame_select", None),
     "AutoencoderKLWan, chunks of 17": ("wan", 17),
     "AutoencoderKLWan, whole clip": ("wan", None),
+    "AutoencoderTiny, chunks it picks": ("tiny_default", None),
+    "AutoencoderTiny, whole clip": ("tiny_default", 1_000_000),
 }
 
 
-def write_clip(path: Path, num_frames: int, side: int) -> None:
+def write_clip(path: Path, num_frames: int, width: int, height: int) -> None:
     import numpy as np
 
     from diffusers_vidvae.media import VideoWriter
 
-    rows, columns = np.mgrid[:side, :side]
+    rows, columns = np.mgrid[:height, :width]
     with VideoWriter(path, 24) as writer:
         for t in range(num_frames):
             frame = 128 + 100 * np.sin((columns + 2 * t) / 9)[..., None] * np.cos(rows / 11)[..., None]
@@ -42,12 +48,14 @@ def write_clip(path: Path, num_frames: int, side: int) -> None:
 def measure(model: str, chunk_frames: int | None, clip: Path, connection) -> None:
     """Sends the number of frames, the growth of the peak memory in MB, and the seconds that it took."""
     import torch
+    from diffusers import AutoencoderTiny
     from tiny_autoencoders import make_autoencoder
 
     from diffusers_vidvae import VideoReconstructionPipeline
 
     torch.set_num_threads(1)
-    pipe = VideoReconstructionPipeline(make_autoencoder(model))
+    vae = AutoencoderTiny().eval() if model == "tiny_default" else make_autoencoder(model)
+    pipe = VideoReconstructionPipeline(vae)
     pipe.set_progress_bar_config(disable=True)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
@@ -61,8 +69,9 @@ def measure(model: str, chunk_frames: int | None, clip: Path, connection) -> Non
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--frames", type=int, nargs=2, default=(96, 288), help="lengths of the two clips")
-    parser.add_argument("--side", type=int, default=64, help="height and width")
+    parser.add_argument("--frames", type=int, nargs="+", default=(96, 288), help="lengths of clips")
+    parser.add_argument("--size", type=int, nargs=2, default=(64, 64), help="width and height")
+    parser.add_argument("--case", default="", help="beginning of the names of the cases to run")
     arguments = parser.parse_args()
 
     # Blocks that are freed go back to the system at once, so that the peak is that of what is in use.
@@ -71,18 +80,21 @@ def main() -> None:
     print(f"{'':32}" + "".join(f"{f'{n} frames, MB':>18}" for n in arguments.frames) + f"{'ratio':>8}{'frames/s':>10}")
     with tempfile.TemporaryDirectory() as folder:
         for name, (model, chunk_frames) in CASES.items():
+            if not name.startswith(arguments.case):
+                continue
             results = []
             for num_frames in arguments.frames:
                 clip = Path(folder) / f"{num_frames}.mp4"
                 if not clip.exists():
-                    write_clip(clip, num_frames, arguments.side)
+                    write_clip(clip, num_frames, *arguments.size)
                 receiver, sender = context.Pipe(duplex=False)
                 process = context.Process(target=measure, args=(model, chunk_frames, clip, sender))
                 process.start()
                 results.append(receiver.recv())
                 process.join()
-            (_, short, _), (frames, long, seconds) = results
-            print(f"{name:32}{short:18.0f}{long:18.0f}{long / short:8.2f}{frames / seconds:10.1f}", flush=True)
+            peaks = "".join(f"{peak:18.0f}" for _, peak, _ in results)
+            frames, last, seconds = results[-1]
+            print(f"{name:32}{peaks}{last / results[0][1]:8.2f}{frames / seconds:10.1f}", flush=True)
 
 
 if __name__ == "__main__":
