@@ -144,7 +144,7 @@ def write_report(
         console.print_json({"report": page, "models": list(loaded), "clips": summary.clips, "points": points})
         return
     fields = {"models": ", ".join(loaded), "clips": len(summary.clips), "size": console.size_text(page.stat().st_size)}
-    console.print_fields(str(page), fields | ({"missing": "; ".join(summary.notes)} if summary.notes else {}))
+    console.print_fields(str(page), fields | ({"missing": " ".join(summary.notes)} if summary.notes else {}))
 
 
 def _means(figures: dict[str, Any]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def evaluate_models(
     settings = settings or EvaluationSettings()
     if not models or {ORIGINAL, CODEC_PART} & models.keys():
         raise ValueError(f"Give at least one model, of another name than {ORIGINAL!r} and {CODEC_PART!r}.")
-    state = PartialState()
+    state = PartialState(cpu=next(iter(models.values())).device.type == "cpu")
     header = {
         "settings": settings.to_json(),
         "lpips": lpips is not None,

@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +22,8 @@ from diffusers_vidvae.media import VideoReader, VideoWriter
 from diffusers_vidvae.media.clips import to_pixels
 from diffusers_vidvae.metrics import clip_psnr
 
+
+ROOT = Path(__file__).resolve().parents[2]
 
 SETTINGS = EvaluationSettings(
     rates=(0.25, 1.0), modes=("systematic", "random"), quantizations=("bf16",), top_k=(2,), codecs=("x264",)
@@ -173,6 +178,19 @@ def test_command_writes_a_report_and_goes_on(capsys, models, clips, tmp_path):
     assert (tmp_path / "report" / "report.html").is_file()
     assert run([*arguments, "--seed", "3"]) == 1
     assert "holds results of another evaluation" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_processes_share_the_clips_and_write_one_report(models, clips, tmp_path):
+    models["<tiny>"].save_pretrained(tmp_path / "model")
+    command = [*("-m", "diffusers_vidvae", "evaluate"), *map(str, clips[:2]), "-m", str(tmp_path / "model")]
+    command += ["--codec", "x264", "--max-frames", "4", "--device", "cpu", "--report"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for name, arguments in (("one", []), ("two", launch)):
+        subprocess.run([sys.executable, *arguments, *command, str(tmp_path / name)], check=True, cwd=ROOT)
+    assert (tmp_path / "two" / "results.1.jsonl").is_file()
+    one, two = ((tmp_path / name / "points.csv").read_text() for name in ("one", "two"))
+    assert one == two
 
 
 @pytest.mark.parametrize(

@@ -41,17 +41,18 @@ for (const player of document.querySelectorAll(".player")) {
   }));
   let timer = null;
 
-  const show = () => {
+  const draw = ({ canvas, image, kept }) => {
     const frame = Number(slider.value);
-    output.value = `${frame + 1} / ${count}`;
-    for (const { canvas, image, kept } of views) {
-      const width = image.naturalWidth / count;
-      if (!width) continue;
-      canvas.width = width;
-      canvas.height = image.naturalHeight;
-      canvas.getContext("2d").drawImage(image, frame * width, 0, width, canvas.height, 0, 0, width, canvas.height);
-      canvas.classList.toggle("is-kept", kept.has(frame));
-    }
+    const width = image.naturalWidth / count;
+    if (!width) return;
+    canvas.width = width;
+    canvas.height = image.naturalHeight;
+    canvas.getContext("2d").drawImage(image, frame * width, 0, width, canvas.height, 0, 0, width, canvas.height);
+    canvas.classList.toggle("is-kept", kept.has(frame));
+  };
+  const show = () => {
+    output.value = `${Number(slider.value) + 1} / ${count}`;
+    views.forEach(draw);
   };
   const pause = () => {
     clearInterval(timer);
@@ -69,5 +70,8 @@ for (const player of document.querySelectorAll(".player")) {
       show();
     }, 1000 / Math.min(Math.max(Number(player.dataset.fps), 1), 60));
   });
-  Promise.all(views.map(({ image }) => image.decode().catch(() => null))).then(show);
+  show();
+  for (const view of views) {
+    if (!view.image.complete) view.image.addEventListener("load", () => draw(view));
+  }
 }
