@@ -231,6 +231,7 @@ def _open_file(source: Any, options: ReadOptions) -> Clip:
 
 
 def _open_reader(reader: VideoReader, options: ReadOptions) -> Clip:
+    from .background import read_ahead, waiting_frames
     from .resample import resample_frames
 
     if options.channels != 3:
@@ -241,6 +242,7 @@ def _open_reader(reader: VideoReader, options: ReadOptions) -> Clip:
         if fps is not None and not reader.knows_rate:
             return _with_even_times((frame.data for frame in reader), fps)
         frames = _warning_of_uneven_times(reader) if fps is None else resample_frames(reader, fps)
+        frames = read_ahead(frames, waiting_frames(reader.info.height, reader.info.width))
         return (ClipFrame(frame.data, frame.pts_seconds, frame.duration_seconds) for frame in frames)
 
     def count() -> int:

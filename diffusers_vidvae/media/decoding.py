@@ -25,6 +25,10 @@ FALLBACK_FPS = Fraction(25)
 _MISSING_SECONDS = 0.5
 
 
+class DamagedError(Exception):
+    """A file that is decoded on all cores has damage: frames that are still at work may be lost with it."""
+
+
 @dataclass
 class Losses:
     """What decoding a stream from its start to its end could not give."""
@@ -33,6 +37,11 @@ class Losses:
     damaged_packets: int = 0
     damaged_frames: int = 0
     end_seconds: float = field(default=float("nan"))
+
+    def reset(self) -> None:
+        """Begins anew, where the stream is decoded again."""
+        self.decoded = self.damaged_packets = self.damaged_frames = 0
+        self.end_seconds = float("nan")
 
     def cut_off(self, declared_end: float | None, frame_seconds: float) -> bool:
         """Whether the last frame ends well before the time that the header promises."""
@@ -119,15 +128,20 @@ def average_fps(stream: VideoStream) -> Fraction:
 
 
 def decode_pictures(
-    container: InputContainer, stream: VideoStream, losses: Losses
+    container: InputContainer, stream: VideoStream, losses: Losses, all_cores: bool = False
 ) -> Iterator[tuple[Fraction, Fraction, VideoFrame]]:
     """Yields `(time, nominal duration, picture)` in seconds, in order of presentation, with strictly growing times.
 
     Pictures that cannot be decoded are skipped and counted in `losses`.
+
+    Raises:
+        DamagedError: With `all_cores`, at the first damage.
     """
+    if all_cores:
+        stream.thread_type = "AUTO"
     nominal = 1 / average_fps(stream)
     previous, step = None, nominal
-    for picture in _decoded(container, stream, losses):
+    for picture in _decoded(container, stream, losses, all_cores):
         base = picture.time_base or stream.time_base or nominal
         duration = Fraction(picture.duration * base) if picture.duration else nominal
         time = None if picture.pts is None else Fraction(picture.pts * base)
@@ -140,19 +154,23 @@ def decode_pictures(
         previous, step = time, duration
 
 
-def _decoded(container: InputContainer, stream: VideoStream, losses: Losses) -> Iterator[VideoFrame]:
+def _decoded(container: InputContainer, stream: VideoStream, losses: Losses, all_cores: bool) -> Iterator[VideoFrame]:
     packets = container.demux(stream)
     while True:
         try:
             packet = next(packets)
         except StopIteration:
             return
-        except av.error.FFmpegError:
+        except av.error.FFmpegError as error:
+            if all_cores:
+                raise DamagedError from error
             losses.damaged_packets += 1
             return
         try:
             pictures = packet.decode()
-        except av.error.FFmpegError:
+        except av.error.FFmpegError as error:
+            if all_cores:
+                raise DamagedError from error
             # What comes before and after a damaged packet still decodes.
             losses.damaged_packets += 1
             continue

@@ -105,12 +105,16 @@ class EncodedFile:
         if options.codec == "gif":
             self._palette = _palette_graph(width, height, context.time_base)
 
-    def write(self, image: NDArray[np.uint8], time: Fraction, duration: Fraction) -> None:
-        """Encodes one frame `(H, W, 3)` that is shown at `time` seconds for `duration` seconds."""
+    def copy(self, image: NDArray[np.uint8]) -> VideoFrame:
+        """A frame `(H, W, 3)` as FFmpeg takes it."""
+        return VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+
+    def write(self, copied: VideoFrame, time: Fraction, duration: Fraction) -> None:
+        """Encodes one frame that is shown at `time` seconds for `duration` seconds."""
         if self._audio is not None:
             self._audio.write_until(time)
         base = self._stream.codec_context.time_base
-        picture = self._stored(VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24"))
+        picture = self._stored(copied)
         picture.time_base = base
         picture.pts = round(time / base)
         picture.duration = max(1, round((time + duration) / base) - picture.pts)
@@ -164,13 +168,17 @@ class PngFolder:
     def start(self, width: int, height: int, variable_rate: bool) -> None:
         self._notes_times = variable_rate
 
-    def write(self, image: NDArray[np.uint8], time: Fraction, duration: Fraction) -> None:
+    def copy(self, image: NDArray[np.uint8]) -> Image.Image:
+        """A frame `(H, W, 3)` as Pillow takes it."""
+        return Image.fromarray(image.copy())
+
+    def write(self, copied: Image.Image, time: Fraction, duration: Fraction) -> None:
         notes = PngInfo()
         notes.add_text(RATE_NOTE, str(self.fps))
         if self._notes_times:
             notes.add_text(TIME_NOTE, str(time))
         path = self.folder / f"frame_{self._count:05d}.png"
-        Image.fromarray(image).save(path, compress_level=4, pnginfo=notes)
+        copied.save(path, compress_level=4, pnginfo=notes)
         self._count += 1
 
     def finish(self) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from fractions import Fraction
 from functools import cached_property
+from itertools import islice
+from typing import TypeAlias
 
 import av.error
 from av.container import InputContainer
@@ -13,6 +15,7 @@ from av.video.stream import VideoStream
 
 from .color import RgbConverter, bit_depth, color_matrix_name, color_range_name, color_transfer_name, is_transparent
 from .decoding import (
+    DamagedError,
     Losses,
     average_fps,
     choose_stream,
@@ -26,6 +29,9 @@ from .errors import MediaError
 from .frames import Frame, VideoInfo
 from .inputs import MediaFile
 
+
+# Time and duration in seconds, and the picture.
+Picture: TypeAlias = tuple[Fraction, Fraction, VideoFrame]
 
 # Containers whose seeking lands on a key frame at or before the wanted time.
 _SEEKABLE = ("mov", "matroska", "webm")
@@ -64,19 +70,16 @@ class FfmpegSource:
     def frames(self, start: float | None = None, stop: float | None = None) -> Generator[Frame, None, None]:
         """The frames on screen in `[start, stop)` seconds; only what is yielded is converted to RGB."""
         losses = Losses()
-        with open_container(self.file) as container:
-            stream = choose_stream(container, self.file, self.stream)
-            pictures = with_true_durations(self._pictures_from(container, stream, losses, start))
-            convert: RgbConverter | None = None
-            for time, duration, picture in pictures:
-                if start is not None and time + duration <= start + TIME_TOLERANCE:
-                    continue
-                if stop is not None and time >= stop - TIME_TOLERANCE:
-                    return
-                convert = convert or self._converter(picture)
-                yield Frame(convert(picture), float(time), float(duration))
-            if start is None:
-                self._warn_of(losses)
+        convert: RgbConverter | None = None
+        for time, duration, picture in with_true_durations(self._pictures(losses, start)):
+            if start is not None and time + duration <= start + TIME_TOLERANCE:
+                continue
+            if stop is not None and time >= stop - TIME_TOLERANCE:
+                return
+            convert = convert or self._converter(picture)
+            yield Frame(convert(picture), float(time), float(duration))
+        if start is None:
+            self._warn_of(losses)
 
     def frames_from(self, index: int) -> Generator[Frame, None, None]:
         """The frames from the `index`-th on, counted as decoding the whole file counts them."""
@@ -92,22 +95,38 @@ class FfmpegSource:
 
     def _skipping(self, count: int) -> Iterator[Frame]:
         losses = Losses()
+        convert: RgbConverter | None = None
+        for index, (time, duration, picture) in enumerate(with_true_durations(self._pictures(losses))):
+            if index >= count:
+                convert = convert or self._converter(picture)
+                yield Frame(convert(picture), float(time), float(duration))
+        self._warn_of(losses)
+
+    def _pictures(self, losses: Losses, start: float | None = None) -> Iterator[Picture]:
+        """Pictures decoded on all cores and, from the first damage on, on one, which loses no sound neighbours."""
+        given = 0
         with open_container(self.file) as container:
             stream = choose_stream(container, self.file, self.stream)
-            convert: RgbConverter | None = None
-            pictures = with_true_durations(decode_pictures(container, stream, losses))
-            for index, (time, duration, picture) in enumerate(pictures):
-                if index >= count:
-                    convert = convert or self._converter(picture)
-                    yield Frame(convert(picture), float(time), float(duration))
-            self._warn_of(losses)
+            try:
+                for picture in self._pictures_from(container, stream, losses, start, all_cores=True):
+                    yield picture
+                    given += 1
+                # A file that was cut off may end without an error.
+                if start is not None or losses.decoded >= (self.info.num_frames or 0):
+                    return
+            except DamagedError:
+                pass
+        losses.reset()
+        with open_container(self.file) as container:
+            stream = choose_stream(container, self.file, self.stream)
+            yield from islice(self._pictures_from(container, stream, losses, start, all_cores=False), given, None)
 
     def _pictures_from(
-        self, container: InputContainer, stream: VideoStream, losses: Losses, start: float | None
-    ) -> Iterator[tuple[Fraction, Fraction, VideoFrame]]:
+        self, container: InputContainer, stream: VideoStream, losses: Losses, start: float | None, all_cores: bool
+    ) -> Iterator[Picture]:
         """Pictures from the last key frame at or before `start`, or from the beginning if that cannot be found."""
         if start is None or start < self.info.start_seconds + _WORTH_SEEKING_SECONDS or not self._can_seek:
-            yield from decode_pictures(container, stream, losses)
+            yield from decode_pictures(container, stream, losses, all_cores)
             return
         assert stream.time_base is not None
         with open_container(self.file) as other:
@@ -116,13 +135,13 @@ class FfmpegSource:
                 other.seek(int(start / stream.time_base), stream=target, backward=True)
             except av.error.FFmpegError:
                 pass
-            pictures = decode_pictures(other, target, losses)
+            pictures = decode_pictures(other, target, losses, all_cores)
             first = next(pictures, None)
             if first is not None and self.info.start_seconds < first[0] <= start:
                 yield first
                 yield from pictures
                 return
-        yield from decode_pictures(container, stream, losses)
+        yield from decode_pictures(container, stream, losses, all_cores)
 
     @property
     def _can_seek(self) -> bool:
@@ -203,8 +222,8 @@ class FfmpegSource:
 
 
 def with_true_durations(
-    pictures: Iterator[tuple[Fraction, Fraction, VideoFrame]],
-) -> Iterator[tuple[Fraction, Fraction, VideoFrame]]:
+    pictures: Iterator[Picture],
+) -> Iterator[Picture]:
     """Replaces each picture's nominal duration by the time to the next one; the last keeps its own."""
     held = next(pictures, None)
     if held is None:

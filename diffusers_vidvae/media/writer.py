@@ -6,14 +6,16 @@ import os
 import re
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffusers_vidvae.files import AtomicOutput, naming_disk_errors
 
+from .background import WriteBehind, waiting_frames
 from .encoding import Codec, EncodedFile, EncodingOptions, PixelFormat, PngFolder
 from .errors import MediaError
 from .frames import Frame, FrameBatch
@@ -55,8 +57,9 @@ class VideoWriter:
     FFmpeg play, but QuickTime and most hardware decoders do not. Where that matters, pad the frames to even sizes.
     The other formats have no such limit.
 
-    The file appears under its name when the `with` block (or `close`) ends well. After an error, or Ctrl-C, nothing
-    is left.
+    Frames are encoded in a thread while the caller makes the next ones; what goes wrong there is raised by the next
+    `write`, or by `close`. The file appears under its name when the `with` block (or `close`) ends well. After an
+    error, or Ctrl-C, nothing is left.
 
     Args:
         path: The file or folder to write.
@@ -118,6 +121,7 @@ class VideoWriter:
         self._first_pts = Fraction(0)
         self._end = Fraction(0)
         self._finished = False
+        self._behind: WriteBehind[tuple[Any, Fraction, Fraction]] | None = None
         self._output = AtomicOutput(
             self.path,
             overwrite=overwrite,
@@ -176,6 +180,8 @@ class VideoWriter:
         try:
             if self._size is None:
                 raise MediaError(f"{self.path}: no frames were written.")
+            if self._behind is not None:
+                self._behind.finish()
             with naming_disk_errors(self.path, MediaError):
                 self._sink.finish()
             self._output.commit()
@@ -189,6 +195,8 @@ class VideoWriter:
             return
         self._finished = True
         try:
+            if self._behind is not None:
+                self._behind.abort()
             self._sink.abort()
         except OSError:
             pass  # the file is removed, so that its end could not be written does not matter
@@ -211,8 +219,8 @@ class VideoWriter:
             raise MediaError(f"{self.path}: {len(times)} times were given for {len(images)} frames.")
         for image, time in zip(images, times, strict=True):
             self._begin(image, time)
-            with naming_disk_errors(self.path, MediaError):
-                self._sink.write(image, self._time_of(time), 1 / self.fps)
+            assert self._behind is not None
+            self._behind.put((self._sink.copy(image), self._time_of(time), 1 / self.fps))
             self.num_frames += 1
 
     def _checked(self, frames: NDArray[np.uint8] | Frame | FrameBatch) -> NDArray[np.uint8]:
@@ -231,6 +239,9 @@ class VideoWriter:
             self._variable_rate = time is not None
             self._first_pts = Fraction(time or 0)
             self._sink.start(width, height, self._variable_rate)
+            # The thread knows the sink, not the writer, so that a forgotten writer is found to be forgotten.
+            write = partial(_write_frame, self._sink, self.path)
+            self._behind = WriteBehind(write, waiting_frames(height, width))
         if (width, height) != self._size:
             raise MediaError(
                 f"{self.path}: all frames must have the first one's size {self._size[0]}x{self._size[1]}, "
@@ -249,6 +260,11 @@ class VideoWriter:
             )
         self._end = begins
         return begins
+
+
+def _write_frame(sink: EncodedFile | PngFolder, path: Path, frame: tuple[Any, Fraction, Fraction]) -> None:
+    with naming_disk_errors(path, MediaError):
+        sink.write(*frame)
 
 
 def _other_files_than_frames(folder: Path) -> str | None:

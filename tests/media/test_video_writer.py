@@ -308,3 +308,26 @@ def test_source_without_sound_is_announced(tmp_path, clip, clip_file):
         with VideoWriter(tmp_path / "out.mp4", 24, audio_from=clip_file) as writer:
             writer.write(clip)
     assert not VideoReader(tmp_path / "out.mp4").info.has_audio
+
+
+def test_what_fails_in_the_background_is_raised_and_leaves_nothing(tmp_path, clip, monkeypatch):
+    from diffusers_vidvae.media.encoding import EncodedFile
+
+    def fail(self, copied, time, duration):
+        raise KeyboardInterrupt if time > 0.1 else OSError("the disk is gone")
+
+    monkeypatch.setattr(EncodedFile, "write", fail)
+    with pytest.raises(MediaError, match=r"out\.mp4: cannot be written \(the disk is gone\)\."):
+        with VideoWriter(tmp_path / "out.mp4", 24) as writer:
+            writer.write(clip)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_frames_may_be_changed_after_they_were_handed_over(tmp_path, clip):
+    buffer = np.empty_like(clip[0])
+    for name in ("out.mkv", "frames"):
+        with VideoWriter(tmp_path / name, 24, lossless=name == "out.mkv") as writer:
+            for frame in clip:
+                buffer[:] = frame
+                writer.write(buffer)
+        np.testing.assert_array_equal(VideoReader(tmp_path / name).read().data, clip)
