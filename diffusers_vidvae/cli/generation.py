@@ -63,6 +63,13 @@ def generate(
         Scheduler, typer.Option(help="`model`: the one that the model comes with; dpm: DPM-Solver++ (multistep).")
     ] = Scheduler.model,
     shift: Annotated[float | None, typer.Option(help="Shift of the noise levels, above 1 for more noise.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="What the video is to show, for a model that was trained with captions.")
+    ] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What it is not to show.")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="How closely to follow --prompt; 1 for no guidance. Default: 4.")
+    ] = None,
     image: Annotated[
         list[Path] | None, typer.Option(help="Picture to keep as a frame; may be given several times.")
     ] = None,
@@ -85,6 +92,7 @@ def generate(
     if sheet is not None:
         console.check_output(sheet, force, [".png"])
     given, clip_fps = read_given_frames(image, video, last)
+    given |= read_prompt(prompt, negative_prompt, guidance_scale)
     rate = rate or clip_fps or DEFAULT_FPS
     seed = secrets.randbelow(2**31) if seed is None else seed
     with open_output(output, rate, force) as write:
@@ -197,6 +205,16 @@ def read_given_frames(
     with VideoReader(video) as reader:
         frames = deque((frame.data for frame in reader), maxlen=last)
         return {"video": list(frames)}, reader.info.fps
+
+
+def read_prompt(prompt: str | None, negative_prompt: str | None, guidance_scale: float | None) -> dict[str, Any]:
+    """Arguments of the pipeline for what the video is to show; none without a prompt."""
+    options = {"negative_prompt": negative_prompt, "guidance_scale": guidance_scale}
+    given = {name: value for name, value in options.items() if value is not None}
+    if prompt is None and given:
+        names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise CommandError(f"{names}: there is no --prompt.")
+    return {} if prompt is None else {"prompt": prompt, **given}
 
 
 @contextmanager

@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from diffusers_vidvae.cli.app import app, run
 from diffusers_vidvae.cli.demo import TOUR, arguments_of
 from diffusers_vidvae.cli.examples import EXAMPLES
 from diffusers_vidvae.media import VideoReader
+from tests.training.conftest import TINY_DIT, TINY_VAE
 
 
 EXAMPLES_FOLDER = Path(__file__).resolve().parent
@@ -61,6 +63,49 @@ def test_generate_between_two_photos(tmp_path):
         Image.new("RGB", (80, 60), color).save(tmp_path / name)
     options = ["first.png", "last.png", "between.mp4", "--frames", "12", "--steps", "4"]
     assert "12 frames in between.mp4" in run_example("generate_between_two_photos.py", tmp_path, *options)
+
+
+@pytest.fixture
+def model_of_prompts(tmp_path) -> str:
+    """Folder of a tiny pipeline with a text encoder."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from diffusers_vidvae import FlowMatchGapScheduler, FrameSelectVAE, GapDiT, GapDiTPipeline
+    from diffusers_vidvae.training.text import word_tokenizer
+
+    tokenizer = word_tokenizer(["a red disc moves to the left"], max_tokens=12)
+    tokens = {"vocab_size": len(tokenizer), "eos_token_id": 3, "pad_token_id": 0, "bos_token_id": 2}
+    shape = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
+    encoder = CLIPTextModel(CLIPTextConfig(**shape, **tokens, max_position_embeddings=12))
+    transformer, vae = GapDiT(in_channels=4, text_dim=8, **TINY_DIT), FrameSelectVAE(**TINY_VAE)
+    for parameter in transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)  # what starts at zero would hide the prompt
+    GapDiTPipeline(transformer, vae, FlowMatchGapScheduler(), encoder, tokenizer).save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+@pytest.mark.slow
+def test_generate_from_a_prompt(tmp_path, model_of_prompts):
+    options = ["a red disc", "generated.mkv", "--frames", "8", "--steps", "2"]
+    printed = run_example("generate_from_a_prompt.py", tmp_path, model_of_prompts, *options)
+    assert "8 frames in generated.mkv" in printed
+
+
+@pytest.mark.slow
+def test_the_command_line_takes_prompts(tmp_path, model_of_prompts, capsys):
+    short = ["--num-latent-frames", "2", "--num-frames", "4", "--steps", "1", "--seed", "0"]
+    made = []
+    for prompt in ("a red disc", "to the left"):
+        output = tmp_path / f"{prompt}.mkv"
+        assert run(["generate", "-m", model_of_prompts, "-o", str(output), *short, "--prompt", prompt]) == 0
+        with VideoReader(output) as reader:
+            made.append(reader.read().data)
+    assert made[0].shape == made[1].shape and (made[0] != made[1]).any()
+    capsys.readouterr()
+    refused = {"--prompt": "This transformer was trained without text", "--negative-prompt": "there is no --prompt."}
+    for option, message in refused.items():
+        assert run(["generate", "-o", str(tmp_path / "no.mkv"), *short, option, "red"]) == 1
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow
