@@ -50,13 +50,14 @@ EXAMPLE_DOC_STRING = """
     Examples:
         ```py
         >>> import torch
-        >>> from diffusers.utils import export_to_video
         >>> from diffusers_vidvae import GapDiTPipeline, demo_model
+        >>> from diffusers_vidvae.media import VideoWriter
 
         >>> pipe = GapDiTPipeline.from_pretrained(demo_model())
         >>> generator = torch.Generator().manual_seed(0)
         >>> output = pipe(num_latent_frames=4, num_frames=16, generator=generator)
-        >>> export_to_video(output.frames[0], "generated.mp4", fps=8)
+        >>> with VideoWriter("generated.mp4", fps=8) as writer:
+        ...     writer.write(output.frames[0])
         >>> print(output.positions[0])
 
         >>> # A photo as the first frame, another as the last one.

@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from diffusers_vidvae.files import AtomicOutput, naming_disk_errors
 
@@ -151,9 +152,11 @@ class VideoWriter:
             self.abort()
 
     def write(
-        self, frames: NDArray[np.uint8] | Frame | FrameBatch, pts_seconds: Sequence[float] | float | None = None
+        self,
+        frames: NDArray[np.uint8] | Frame | FrameBatch | Sequence[Image.Image],
+        pts_seconds: Sequence[float] | float | None = None,
     ) -> None:
-        """Writes one frame `(H, W, 3)` or several `(T, H, W, 3)`, uint8 RGB.
+        """Writes one frame `(H, W, 3)` or several `(T, H, W, 3)`, uint8 RGB, or a list of PIL images.
 
         Args:
             frames: The pixels. All frames of a file have the size of its first one.
@@ -208,9 +211,7 @@ class VideoWriter:
             return PngFolder(self._output.temporary, options.fps)
         return EncodedFile(self._output.temporary, self.path, options)
 
-    def _write(
-        self, frames: NDArray[np.uint8] | Frame | FrameBatch, pts_seconds: Sequence[float] | float | None
-    ) -> None:
+    def _write(self, frames: Any, pts_seconds: Sequence[float] | float | None) -> None:
         if self._finished:
             raise MediaError(f"{self.path}: the file is finished, no more frames can be written.")
         images = self._checked(frames)
@@ -223,7 +224,9 @@ class VideoWriter:
             self._behind.put((self._sink.copy(image), self._time_of(time), 1 / self.fps))
             self.num_frames += 1
 
-    def _checked(self, frames: NDArray[np.uint8] | Frame | FrameBatch) -> NDArray[np.uint8]:
+    def _checked(self, frames: Any) -> NDArray[np.uint8]:
+        if isinstance(frames, list) and frames and isinstance(frames[0], Image.Image):
+            frames = np.stack([np.asarray(frame.convert("RGB")) for frame in frames])
         images = frames.data if isinstance(frames, (Frame, FrameBatch)) else np.asarray(frames)
         if images.ndim not in (3, 4) or images.shape[-1] != 3 or images.dtype != np.uint8:
             raise MediaError(

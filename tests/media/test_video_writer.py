@@ -331,3 +331,9 @@ def test_frames_may_be_changed_after_they_were_handed_over(tmp_path, clip):
                 buffer[:] = frame
                 writer.write(buffer)
         np.testing.assert_array_equal(VideoReader(tmp_path / name).read().data, clip)
+
+
+def test_a_pipelines_list_of_images_is_written(tmp_path, clip):
+    with VideoWriter(tmp_path / "out.mkv", 8, lossless=True) as writer:
+        writer.write([Image.fromarray(frame) for frame in clip])
+    np.testing.assert_array_equal(VideoReader(tmp_path / "out.mkv").read().data, clip)
