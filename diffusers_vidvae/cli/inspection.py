@@ -40,7 +40,7 @@ def describe(path: Path, scan: bool = False) -> dict[str, Any]:
         ValueError: It cannot be read, or is nothing that this package knows.
     """
     if not path.exists():
-        raise CommandError(f"{path}: no such file or folder")
+        raise CommandError(f"{path}: no such file or folder.")
     if path.is_dir():
         return _describe_folder(path)
     if path.suffix == ".fsv":
@@ -158,7 +158,7 @@ def _describe_folder(folder: Path) -> dict[str, Any]:
 
         return {"kind": "Orbax checkpoint", **describe_checkpoint(open_checkpoint(folder))}
     raise CommandError(
-        f"{folder}: holds neither a pipeline (model_index.json) nor a model (config.json) nor an Orbax checkpoint"
+        f"{folder}: holds neither a pipeline (model_index.json) nor a model (config.json) nor an Orbax checkpoint."
     )
 
 
@@ -166,9 +166,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json_module.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise CommandError(f"{path}: cannot be read as JSON ({str(error).splitlines()[0]})") from error
+        raise CommandError(f"{path}: cannot be read as JSON ({str(error).splitlines()[0]}).") from error
     if not isinstance(content, dict):
-        raise CommandError(f"{path}: expected a JSON object, got {type(content).__name__}")
+        raise CommandError(f"{path}: expected a JSON object, got {type(content).__name__}.")
     return content
 
 
