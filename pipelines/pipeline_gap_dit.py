@@ -53,7 +53,7 @@ EXAMPLE_DOC_STRING = """
         >>> from diffusers_vidvae import GapDiTPipeline, demo_model
         >>> from diffusers_vidvae.media import VideoWriter
 
-        >>> pipe = GapDiTPipeline.from_pretrained(demo_model())
+        >>> pipe = GapDiTPipeline.from_pretrained(demo_model("generation"))
         >>> generator = torch.Generator().manual_seed(0)
         >>> output = pipe(num_latent_frames=4, num_frames=16, generator=generator)
         >>> with VideoWriter("generated.mp4", fps=8) as writer:

@@ -1,14 +1,24 @@
-"""The embedded demo model."""
+"""The embedded demo models."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 
-def demo_model() -> str:
-    """Folder of the embedded model: a `GapDiTPipeline` (`vae`, `transformer`, `scheduler`) and an `autoencoder_kl_3d`.
+PURPOSES = ("compression", "generation")
 
-    Small models for trying things out, trained on 16-frame clips of 64x64 pixels; README.md in the folder says how
-    well they do.
+
+def demo_model(purpose: str = "compression") -> str:
+    """Folder of embedded models, small ones for trying things out; README.md in the first says how well they do.
+
+    Args:
+        purpose: "compression" for a `VideoCompressionPipeline` (`vae`) and an `autoencoder_kl_3d`; "generation" for a
+            `GapDiTPipeline` (`transformer`, `scheduler`, and the `vae` that it was trained on, an older one).
+
+    Raises:
+        ValueError: Another purpose.
     """
-    return str(Path(__file__).parent / "demo")
+    if purpose not in PURPOSES:
+        raise ValueError(f"`purpose` must be one of {PURPOSES}, got {purpose!r}.")
+    folder = Path(__file__).parent / "demo"
+    return str(folder if purpose == "compression" else folder / "generation")

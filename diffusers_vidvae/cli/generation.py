@@ -143,7 +143,7 @@ def load_generation_pipeline(model: str | None, vae: str | None, device: models.
 
     source = sources.current.get()
     models.check_source(model, source)
-    folder = models.demo_folder() if model is None else Path(model)
+    folder = models.demo_folder("generation") if model is None else Path(model)
     if vae is None and (model is None or not models.is_checkpoint(folder)):
         if folder.is_dir() and not (folder / "model_index.json").is_file():
             raise CommandError(f"{folder}: is no pipeline (model_index.json); for a GapDiT alone give --vae, too.")

@@ -47,11 +47,11 @@ class Device:
         return cls(device, getattr(torch, dtype.value))
 
 
-def demo_folder() -> Path:
-    """Folder of the embedded demo checkpoint."""
+def demo_folder(purpose: str = "compression") -> Path:
+    """Folder of the embedded demo models."""
     from diffusers_vidvae import demo_model
 
-    return Path(demo_model())
+    return Path(demo_model(purpose))
 
 
 def model_name(model: str | None) -> str:

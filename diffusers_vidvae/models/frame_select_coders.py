@@ -86,21 +86,24 @@ class PooledKeepHead(nn.Module):
 class MotionKeepHead(nn.Module):
     r"""Keep logit of a frame from how much its tokens change to those of the frames before and after it.
 
-    It is linear in the logarithms of the mean squared changes per frame, over each of `reaches` frames to both sides.
+    It is linear in the logarithms of the mean squared changes per frame, over each of `reaches` frames to both sides,
+    of channels that are scaled by a weight each.
     """
 
-    reaches = (1, 2)
-    # Still film changes by so much, in squared units of tokens: less is rounding.
-    floor = 1e-5
+    reaches = (2, 4)
+    # Still film changes by so much, in squared units of scaled tokens: less is rounding.
+    floor = 1e-6
 
-    def __init__(self):
+    def __init__(self, hidden_size: int):
         super().__init__()
+        self.channel_scale = nn.Parameter(torch.ones(hidden_size))
         self.linear = nn.Linear(len(self.reaches), 1)
 
     def forward(
         self, tokens: torch.Tensor, mean: torch.Tensor, frame_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
         num_frames = tokens.shape[1]
+        tokens = tokens * self.channel_scale
         time = torch.arange(num_frames, device=tokens.device)
         last = clip_lengths(frame_mask, len(tokens), num_frames, tokens.device)[:, None] - 1
         clip = torch.arange(len(tokens), device=tokens.device)[:, None]
@@ -149,7 +152,7 @@ class FrameSelectEncoder(nn.Module):
         if keep_head == "latent":
             self.keep_head = LatentKeepHead(latent_channels, num_tokens)
         else:
-            self.keep_head = PooledKeepHead(hidden_size) if keep_head == "pooled" else MotionKeepHead()
+            self.keep_head = PooledKeepHead(hidden_size) if keep_head == "pooled" else MotionKeepHead(hidden_size)
         self.gradient_checkpointing = False
         # A standard deviation near 0.1 lets a fresh decoder see the latents through the noise.
         nn.init.zeros_(self.to_variance.weight)

@@ -1,7 +1,7 @@
-"""Puts trained models together as the folder of the embedded demo model.
+"""Puts trained models together as the folder of the embedded demo models.
 
-python -m diffusers_vidvae.training.export_demo --pipeline RUN/pipeline --autoencoder RUN/model [--vae RUN/model]
-    --output FOLDER
+python -m diffusers_vidvae.training.export_demo --vae RUN/model --autoencoder RUN/model --output FOLDER
+    [--pipeline RUN/pipeline]
 """
 
 from __future__ import annotations
@@ -10,71 +10,67 @@ import argparse
 from pathlib import Path
 
 import torch
+from diffusers import DiffusionPipeline, ModelMixin
 
 from diffusers_vidvae.hub.push import config_without_path
 from diffusers_vidvae.models.autoencoder_kl_3d import AutoencoderKL3D
 from diffusers_vidvae.models.frame_select_vae import FrameSelectVAE
 from diffusers_vidvae.pipelines.pipeline_gap_dit import GapDiTPipeline
+from diffusers_vidvae.pipelines.pipeline_video_compression import VideoCompressionPipeline
 
 
-MAX_BYTES = 8_000_000
+# Bytes of the weights of a FrameSelectVAE, an AutoencoderKL3D and a GapDiTPipeline.
+MAX_VAE, MAX_AUTOENCODER, MAX_PIPELINE = 6_000_000, 4_000_000, 6_000_000
 
 
 def export_demo(
-    pipeline: str | Path, autoencoder: str | Path, output: str | Path, vae: str | Path | None = None
+    vae: str | Path, autoencoder: str | Path, output: str | Path, pipeline: str | Path | None = None
 ) -> int:
     r"""Writes all as float16 into one folder and returns the bytes of all weights.
 
     Args:
-        pipeline: Folder of a `GapDiTPipeline`.
-        autoencoder: Folder of an `AutoencoderKL3D`.
+        vae: Folder of a `FrameSelectVAE`, which becomes a `VideoCompressionPipeline`.
+        autoencoder: Folder of an `AutoencoderKL3D`, written to `autoencoder_kl_3d`.
         output: Folder to write.
-        vae: Folder of a `FrameSelectVAE` that takes the place of the pipeline's, because its decoder or keep head was
-            trained on (`run.trained_parts`).
+        pipeline: Folder of a `GapDiTPipeline`, written to `generation`; None leaves that folder as it is.
 
     Raises:
-        ValueError: The weights are too large to be embedded, or `vae` has other latents than the pipeline's.
+        ValueError: Weights are too large to be embedded.
     """
-    parts = GapDiTPipeline.from_pretrained(pipeline, dtype=torch.float16)
-    if vae is not None:
-        _replace_vae(parts, FrameSelectVAE.from_pretrained(vae, dtype=torch.float16), vae)
-    model = AutoencoderKL3D.from_pretrained(autoencoder, dtype=torch.float16)
-    size = sum(2 * sum(p.numel() for p in part.parameters()) for part in (parts.vae, parts.transformer, model))
-    if size > MAX_BYTES:
-        raise ValueError(f"The weights take {size} bytes, more than the {MAX_BYTES} that may be embedded.")
-    parts.save_pretrained(output)
-    model.save_pretrained(Path(output) / "autoencoder_kl_3d")
-    for file in Path(output).rglob("*.json"):
+    output = Path(output)
+    parts: list[tuple[ModelMixin | DiffusionPipeline, Path, int]] = [
+        (VideoCompressionPipeline(FrameSelectVAE.from_pretrained(vae, dtype=torch.float16)), output, MAX_VAE),
+        (
+            AutoencoderKL3D.from_pretrained(autoencoder, dtype=torch.float16),
+            output / "autoencoder_kl_3d",
+            MAX_AUTOENCODER,
+        ),
+    ]
+    if pipeline is not None:
+        generator = GapDiTPipeline.from_pretrained(pipeline, dtype=torch.float16)
+        parts.append((generator, output / "generation", MAX_PIPELINE))
+    for part, folder, limit in parts:
+        models = [part] if isinstance(part, ModelMixin) else part.components.values()
+        size = sum(2 * p.numel() for model in models if isinstance(model, ModelMixin) for p in model.parameters())
+        if size > limit:
+            raise ValueError(f"{folder}: the weights take {size} bytes, more than the {limit} that may be embedded.")
+    for part, folder, _ in parts:
+        part.save_pretrained(folder)
+    for file in output.rglob("*.json"):
         text = config_without_path(file)
         if text is not None:
             file.write_text(text, encoding="utf-8")
-    return sum(path.stat().st_size for path in Path(output).rglob("*.safetensors"))
-
-
-def _replace_vae(parts: GapDiTPipeline, vae: FrameSelectVAE, name: str | Path) -> None:
-    before, after = (
-        {key: value for key, value in model.encoder.state_dict().items() if not key.startswith("keep_head.")}
-        for model in (parts.vae, vae)
-    )
-    if any(not torch.equal(value, after[key]) for key, value in before.items()):
-        raise ValueError(
-            f"{name}: its encoder is not that of the pipeline, so the transformer does not fit its latents."
-        )
-    vae.register_to_config(
-        latents_mean=parts.vae.config.latents_mean,
-        latents_std=parts.vae.config.latents_std,
-    )
-    parts.register_modules(vae=vae)
+    return sum(path.stat().st_size for path in output.rglob("*.safetensors"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pipeline", required=True)
+    parser.add_argument("--vae", required=True)
     parser.add_argument("--autoencoder", required=True)
     parser.add_argument("--output", required=True)
-    parser.add_argument("--vae")
+    parser.add_argument("--pipeline")
     options = parser.parse_args()
-    size = export_demo(options.pipeline, options.autoencoder, options.output, options.vae)
+    size = export_demo(options.vae, options.autoencoder, options.output, options.pipeline)
     print(f"{options.output}: {size / 1e6:.2f} MB of weights")
 
 

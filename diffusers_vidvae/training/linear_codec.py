@@ -29,6 +29,7 @@ ANCHOR = 8.0
 # Blending over a gap costs about the square of the gap's motion, so that the sum of error and price of frames is least
 # for keep probabilities in proportion to some power of the squared motion.
 MOTION_POWER = 1 / 3
+MOTION_COMPONENTS = 16
 START_KEEP_RATE = 0.27
 # Logits of the posterior's variance at the start: a standard deviation of 0.01 beside latents of 1.
 POSTERIOR_LOGIT = -9.0
@@ -118,11 +119,16 @@ def start_as_linear_codec(model: FrameSelectVAE, clips: Sequence[torch.Tensor]) 
 def set_keep_rate(model: FrameSelectVAE, clips: Sequence[torch.Tensor], rate: float = START_KEEP_RATE) -> None:
     r"""Makes keep probabilities a power of the motion around a frame, `rate` on average over some clips.
 
+    Motion is the change of pixels as far as the first components show it; finer detail would add noise.
+
     Args:
-        model: With a "motion" keep head.
+        model: A model that starts as the linear codec, with a "motion" keep head.
         clips: Clips `(C, T, H, W)` in [-1, 1].
         rate: Mean keep probability to reach, in (0, 1).
     """
+    scale = model.decoder.patch_unembed.upsample.weight.norm(dim=0)[:MOTION_COMPONENTS]
+    nn.init.zeros_(model.encoder.keep_head.channel_scale)
+    model.encoder.keep_head.channel_scale[:MOTION_COMPONENTS] = scale / model.config.unpatch_channels**0.5
     head = model.encoder.keep_head.linear
     nn.init.constant_(head.weight, MOTION_POWER / head.in_features)
     nn.init.zeros_(head.bias)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any, TypeVar
 
 import torch
@@ -71,13 +72,14 @@ def load_pretrained(model_class: type[Model], name: str) -> Model:
 
     Args:
         model_class: Its class.
-        name: Folder or Hub id of the model, or of a pipeline that holds it; "demo" for the embedded pipeline.
+        name: Folder or Hub id of the model, or of a pipeline that holds it; "demo" for the embedded model of that
+            class.
 
     Raises:
         ValueError: There is no model of that class.
     """
-    folder = demo_model() if name == "demo" else name
-    for subfolder in (None, *PARTS_OF_PIPELINES):
+    folders = [demo_model(), demo_model("generation")] if name == "demo" else [name]
+    for folder, subfolder in product(folders, (None, *PARTS_OF_PIPELINES)):
         try:
             config = model_class.load_config(folder, subfolder=subfolder)
         except OSError:

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from diffusers_vidvae.assets import demo_model
 from diffusers_vidvae.models.frame_select_vae import FrameSelectVAE
 from diffusers_vidvae.models.frame_selection import PackedFrames
 from diffusers_vidvae.models.gap_dit import GapDiT
@@ -332,7 +333,9 @@ def prepare_text(config: TrainGapDiTConfig, latents: LatentDataset) -> tuple[Tex
 def main(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     """Trains by a configuration file and returns the folder of the pipeline."""
     config = load_config(TrainGapDiTConfig, config_path(path), overrides)
-    vae = load_pretrained(FrameSelectVAE, config.latents.vae).eval().requires_grad_(False)
+    # The embedded transformer and what is fine-tuned from it speak the latents of its own autoencoder.
+    name = demo_model("generation") if config.latents.vae == "demo" else config.latents.vae
+    vae = load_pretrained(FrameSelectVAE, name).eval().requires_grad_(False)
     latents = prepare_latents(config, vae)
     text, dataset = (None, latents) if config.text.encoder is None else prepare_text(config, latents)
     arguments = {} if config.run.pretrained_model else model_arguments(vae, latents, config, text)

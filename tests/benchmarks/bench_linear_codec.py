@@ -1,10 +1,13 @@
 """Whether a trained autoencoder is better than a codec without a network that stores as many numbers.
 
     python tests/benchmarks/bench_linear_codec.py [--model FOLDER] [--films ../shared/open_video] [--clips 2]
+    python tests/benchmarks/bench_linear_codec.py --blocks [--model FOLDER] [--media ../shared/media/clips]
 
 The linear codec keeps the first principal components of every patch, those of the training films, and blends dropped
 frames between the kept ones before and after. PSNR in dB of the mean squared error over windows of the validation
-films, which no training saw; in brackets a 95 % interval by bootstrap over films.
+films, which no training saw; in brackets a 95 % interval by bootstrap over films. With `--blocks`, an AutoencoderKL3D
+against the first principal components of blocks of 4x8x8 pixels, on 256x256 squares of films kept out of training, 8
+frames and single ones.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffusers_vidvae import FrameSelectVAE, demo_model
+from diffusers_vidvae import AutoencoderKL3D, FrameSelectVAE, demo_model
+from diffusers_vidvae.training.block_codec import BlockCodec, block_components, block_layout
 from diffusers_vidvae.training.data import to_model_range
 from diffusers_vidvae.training.folders import ClipFolder
 from diffusers_vidvae.training.linear_codec import LinearCodec
@@ -25,6 +29,7 @@ from diffusers_vidvae.training.principal_components import ComponentsEstimator, 
 
 
 SEED = 4242
+HELD_OUT = ("crystal.webm", "bear_odd_161x121.webm", "roadtrip_10bit.webm", "london_pan_60fps.mp4")
 COUNTS = (16, 8, 4, 2)
 CACHED_SIDE = 160
 BATCH = 11
@@ -86,14 +91,38 @@ class Codec:
         return torch.cat([mse_loss(self.decode(z, m).clamp(-1, 1), x) for z, m, x in parts])
 
 
+def block_table(options: argparse.Namespace) -> None:
+    """AutoencoderKL3D and the linear codec of blocks."""
+    folder = {"subfolder": "autoencoder_kl_3d"} if options.model is None else {}
+    model = AutoencoderKL3D.from_pretrained(options.model or demo_model(), **folder).eval()
+    numbers = model.config.latent_channels
+    layout = block_layout(model)
+    components = block_components(film_clips(options.films, "train", 8, 64, per_film=8), *layout)
+    codec = BlockCodec(components, layout[0], numbers, layout[1])
+
+    rng = np.random.default_rng(SEED)
+    source = ClipFolder([options.media / name for name in HELD_OUT], 8, 256, cached_side=512, min_frames=8)
+    clips = torch.stack([to_model_range(source.clip(rng)) for _ in range(16)])
+    print(f"{len(clips)} clips of {', '.join(HELD_OUT)}; {numbers} numbers a block of {layout[0]}")
+    for name, sample in (("8 frames", clips), ("images", clips[:, :, :1])):
+        errors = torch.cat([mse_loss(model(clip).sample.clamp(-1, 1), clip) for clip in sample.split(1)])
+        baseline = mse_loss(codec.reconstruct(sample).clamp(-1, 1), sample)
+        print(f"{name}: linear {decibels(baseline):.2f}, model {decibels(errors):.2f}, {interval(errors, baseline)}")
+
+
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="folder of a FrameSelectVAE; the embedded one by default")
+    parser.add_argument("--model", help="folder of a model; the embedded one by default")
     parser.add_argument("--clips", type=int, default=2, help="windows of every film")
     shared = Path(__file__).resolve().parents[3] / "shared" / "open_video"
     parser.add_argument("--films", type=Path, default=shared)
+    parser.add_argument("--blocks", action="store_true", help="AutoencoderKL3D instead of FrameSelectVAE")
+    parser.add_argument("--media", type=Path, default=shared.parent / "media" / "clips")
     options = parser.parse_args()
+    if options.blocks:
+        block_table(options)
+        return
 
     if options.model:
         vae = FrameSelectVAE.from_pretrained(options.model).eval()

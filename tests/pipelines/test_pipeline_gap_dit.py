@@ -68,7 +68,7 @@ def test_another_autoencoder_is_named(pipeline):
         vae = AutoencoderKL3D(block_out_channels=(8,) * 4)
     with pytest.raises(ValueError, match=r"Pipeline needs a FrameSelectVAE as `vae`, got AutoencoderKL3D\."):
         VideoCompressionPipeline(vae) if pipeline is VideoCompressionPipeline else pipeline.from_pretrained(
-            demo_model(), vae=vae
+            demo_model("generation"), vae=vae
         )
 
 

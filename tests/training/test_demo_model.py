@@ -31,7 +31,14 @@ def encoded(vae, clips) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_the_weights_are_small_enough_to_travel_with_the_package():
-    assert sum(path.stat().st_size for path in Path(demo_model()).rglob("*.safetensors")) <= 8_000_000
+    sizes = {path.parent.name: path.stat().st_size for path in Path(demo_model()).glob("*/*.safetensors")}
+    assert sizes["vae"] <= 6_000_000 and sizes["autoencoder_kl_3d"] <= 4_000_000
+    assert sum(path.stat().st_size for path in Path(demo_model("generation")).rglob("*.safetensors")) <= 6_000_000
+
+
+def test_unknown_purposes_are_named():
+    with pytest.raises(ValueError, match="'compression', 'generation'.*, got 'sound'"):
+        demo_model("sound")
 
 
 @torch.no_grad()

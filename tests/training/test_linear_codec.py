@@ -16,7 +16,7 @@ from diffusers_vidvae.training.block_codec import (
 )
 from diffusers_vidvae.training.config import DataConfig
 from diffusers_vidvae.training.data import ClipDataset, stack_clips, whole_clips
-from diffusers_vidvae.training.linear_codec import LinearCodec, plan_channels, start_as_linear_codec
+from diffusers_vidvae.training.linear_codec import START_KEEP_RATE, LinearCodec, plan_channels, start_as_linear_codec
 from diffusers_vidvae.training.losses import keep_guide_loss, motion_density
 from diffusers_vidvae.training.principal_components import (
     ComponentsEstimator,
@@ -161,6 +161,27 @@ def test_models_that_cannot_start_as_the_linear_codec_say_why(clips, change):
 def test_too_narrow_models_cannot_start_as_the_linear_codec(clips):
     with pytest.raises(ValueError, match="`hidden_size` must be at least 16, got 12"):
         start_as_linear_codec(FrameSelectVAE(**MODEL | {"hidden_size": 12}), clips)
+
+
+def test_a_motion_head_starts_at_the_rate_asked_for_and_keeps_what_moves():
+    clips = stack_clips(ProceduralClips(30, 8, 16, 16, seed=1), range(30))
+    model = FrameSelectVAE(**MODEL | {"keep_head": "motion"}).eval()
+    start_as_linear_codec(model, clips)
+    with torch.no_grad():
+        probs = model.encode(clips).keep_probs
+        still = model.encode(clips[:, :, :1].expand(-1, -1, 8, -1, -1)).keep_probs
+    assert float(probs.mean()) == pytest.approx(START_KEEP_RATE, abs=1e-3)
+    assert still.mean() < 0.5 * probs.mean()
+
+
+def test_padding_does_not_move_a_motion_head(clips):
+    model = FrameSelectVAE(**MODEL | {"keep_head": "motion"}).eval()
+    padded = torch.cat([clips[:4, :, :6], torch.zeros(4, 3, 2, 16, 16)], dim=2)
+    frame_mask = (torch.arange(8) < 6).expand(4, -1)
+    with torch.no_grad():
+        probs = model.encode(padded, frame_mask).keep_probs
+        alone = model.encode(clips[:4, :, :6]).keep_probs
+    torch.testing.assert_close(probs[:, :6], alone)
 
 
 def test_spaced_masks_step_evenly_through_the_real_frames():

@@ -22,9 +22,8 @@ from diffusers_vidvae import (
     GapDiTPipeline,
     VideoCompressionPipeline,
 )
-from diffusers_vidvae.training import train_autoencoder_kl_3d, train_frame_select_vae, train_gap_dit
+from diffusers_vidvae.training import export_demo, train_autoencoder_kl_3d, train_frame_select_vae, train_gap_dit
 from diffusers_vidvae.training.checkpoint import CheckpointError, checkpoint_folders, write_checkpoint
-from diffusers_vidvae.training.export_demo import export_demo
 from diffusers_vidvae.training.pretrained import load_pretrained
 
 from .conftest import TINY_DIT, TINY_KL, TINY_VAE, logged_losses
@@ -237,18 +236,22 @@ def test_two_processes_have_the_loss_of_one(write_config, tmp_path, strategy):
         torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-5)
 
 
-def test_the_demo_takes_a_new_decoder_for_the_same_latents_only(tmp_path):
+def test_the_demo_folder_holds_a_codec_an_autoencoder_and_a_generator(tmp_path, monkeypatch):
     torch.manual_seed(0)
-    vae, other = FrameSelectVAE(**TINY_VAE), FrameSelectVAE(**TINY_VAE)
+    vae, generated = FrameSelectVAE(**TINY_VAE), FrameSelectVAE(**TINY_VAE)
     transformer = GapDiT(in_channels=vae.config.latent_channels, **TINY_DIT)
-    GapDiTPipeline(transformer, vae, FlowMatchGapScheduler()).save_pretrained(tmp_path / "pipeline")
+    GapDiTPipeline(transformer, generated, FlowMatchGapScheduler()).save_pretrained(tmp_path / "pipeline")
     AutoencoderKL3D(**TINY_KL).save_pretrained(tmp_path / "kl")
-    other.save_pretrained(tmp_path / "other")
-    vae.decoder.load_state_dict(other.decoder.state_dict())
     vae.save_pretrained(tmp_path / "vae")
+    folders = tmp_path / "vae", tmp_path / "kl", tmp_path / "demo", tmp_path / "pipeline"
 
-    export_demo(tmp_path / "pipeline", tmp_path / "kl", tmp_path / "demo", vae=tmp_path / "vae")
-    exported = GapDiTPipeline.from_pretrained(tmp_path / "demo").vae.decoder.state_dict()
-    assert all(torch.equal(value.half(), exported[name].half()) for name, value in other.decoder.state_dict().items())
-    with pytest.raises(ValueError, match="other: its encoder is not that of the pipeline"):
-        export_demo(tmp_path / "pipeline", tmp_path / "kl", tmp_path / "demo", vae=tmp_path / "other")
+    export_demo.export_demo(*folders)
+    codec = VideoCompressionPipeline.from_pretrained(tmp_path / "demo").vae
+    generator = GapDiTPipeline.from_pretrained(tmp_path / "demo" / "generation").vae
+    AutoencoderKL3D.from_pretrained(tmp_path / "demo", subfolder="autoencoder_kl_3d")
+    for model, exported in ((vae, codec), (generated, generator)):
+        weights = exported.state_dict()
+        assert all(torch.equal(value.half(), weights[name].half()) for name, value in model.state_dict().items())
+    monkeypatch.setattr(export_demo, "MAX_AUTOENCODER", 10)
+    with pytest.raises(ValueError, match="autoencoder_kl_3d: the weights take .* more than the 10"):
+        export_demo.export_demo(*folders)
