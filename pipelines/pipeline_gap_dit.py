@@ -862,11 +862,11 @@ def _count_positions(
     positions: list[int] | list[list[int]], num_latent_frames: int | list[int] | None
 ) -> int | list[int]:
     """Number of latent frames that given positions make."""
-    rows = positions if positions and isinstance(positions[0], list) else [positions]
+    rows: list[Any] = positions if positions and isinstance(positions[0], list) else [positions]
     for row in rows:
-        if not row or sorted(set(row)) != row or row[0] < 0:  # type: ignore[operator, index]
+        if not row or sorted(set(row)) != row or row[0] < 0:
             raise ValueError(f"`positions` must be frame indices that rise from 0 or more, got {row}.")
-    counts = [len(row) for row in rows]  # type: ignore[arg-type]
+    counts = [len(row) for row in rows]
     found = counts if rows is positions else counts[0]
     if num_latent_frames is not None and num_latent_frames != found:
         raise ValueError(f"`positions` are of {found} latent frames, `num_latent_frames` is {num_latent_frames}.")
