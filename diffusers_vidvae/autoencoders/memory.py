@@ -14,11 +14,11 @@ from .video_autoencoder import FRAMES_PER_BATCH, VideoAutoencoder
 CHUNK_FRAMES = {"AutoencoderKL3D": 24}
 FRAME_WISE_CHUNK = 16
 
-# Feature maps of the first level's width that are alive at full resolution at once; measured with AutoencoderKL (5.3)
-# and AutoencoderTiny (4.5).
+# About how many feature maps of the first level's width are alive at full resolution at once.
 _MAPS_ALIVE = 6
 _USUAL_WIDTH = 128
 _SHARE = 0.5
+_CPU_BATCH_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,9 @@ def plan_memory(model: VideoAutoencoder, height: int, width: int, chunk_frames: 
     """
     frame_bytes, free = bytes_per_frame(model, height, width), _SHARE * free_memory(model.vae.device)
     if model.is_frame_wise:
-        batch = int(min(max(free // frame_bytes, 1), FRAMES_PER_BATCH))
+        # Batches save GPUs time; on CPUs large ones only take memory.
+        room = min(free, _CPU_BATCH_BYTES) if model.vae.device.type == "cpu" else free
+        batch = int(min(max(room // frame_bytes, 1), FRAMES_PER_BATCH))
         return MemoryPlan(chunk_frames or FRAME_WISE_CHUNK, batch, tiled=model.can_tile and frame_bytes > free)
     if model.is_a("AutoencoderKL3D"):
         ratio = model.vae.temporal_compression_ratio
