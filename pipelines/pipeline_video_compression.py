@@ -260,8 +260,9 @@ class VideoCompressionPipeline(DiffusionPipeline):
 
     def _model_probe(self) -> tuple[float, ...]:
         """Some learned numbers, which tell two trainings of one configuration apart."""
-        fill_token = self.vae.fill_token.weight
-        return () if fill_token.is_meta else weight_probe(fill_token.float())
+        # Models without a learned fill have no such token; the first layer of their decoder stands for it.
+        weight = getattr(self.vae.fill_token, "weight", self.vae.decoder.proj_in.weight)
+        return () if weight.is_meta else weight_probe(weight.float())
 
     def _compress_windows(
         self,
