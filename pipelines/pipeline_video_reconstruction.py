@@ -8,7 +8,7 @@ from fractions import Fraction
 from itertools import accumulate, chain
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from diffusers import DiffusionPipeline
@@ -437,7 +437,7 @@ class VideoReconstructionPipeline(DiffusionPipeline):
             ):
                 write(piece.sample, piece.original)
                 if metrics is not None:
-                    metrics.update(piece.original, piece.sample)
+                    metrics.update(piece.original, cast(torch.Tensor, piece.sample))
                 if piece.keep_mask is not None:
                     masks.append(piece.keep_mask.cpu())
                 boundaries.append(num_frames)
@@ -473,7 +473,8 @@ class VideoReconstructionPipeline(DiffusionPipeline):
         model = open_autoencoder(self.vae)
         pieces = iter(pieces)
         first = next(pieces)
-        plan = plan_memory(model, *first.shape[3:], chunk_frames=chunk_frames)
+        height, width = first.shape[3:]
+        plan = plan_memory(model, height, width, chunk_frames)
         unfinished = deque([first])
         results = self._run(model, plan, pieces, unfinished, **options)
         try:

@@ -67,7 +67,8 @@ class ChunkStream:
             size = self.model.geometry.padded_size(*piece.shape[2:])
             with self.model.tiling(*size[1:]):
                 posterior = self.model.encode(pad_clip(piece, size)).posterior
-            yield EncodedPiece(posterior, tuple(piece.shape[2:]))
+            num_frames, height, width = piece.shape[2:]
+            yield EncodedPiece(posterior, (num_frames, height, width))
 
     def decode(self, pieces: Iterable[LatentPiece], decode_timestep: float = 0.0) -> Iterator[DecodedPiece]:
         """
@@ -103,7 +104,7 @@ class CausalStream(ChunkStream):
             num_latents += parameters.shape[2]
             num_frames = min(num_latents * ratio - self.model.vae.num_missing_frames, num_read) - num_encoded
             num_encoded += num_frames
-            yield EncodedPiece(DiagonalGaussianDistribution(parameters), (num_frames, *side))  # type: ignore[arg-type]
+            yield EncodedPiece(DiagonalGaussianDistribution(parameters), (num_frames, *side))
 
     def decode(self, pieces: Iterable[LatentPiece], decode_timestep: float = 0.0) -> Iterator[DecodedPiece]:
         num_known = num_decoded = 0

@@ -7,7 +7,7 @@ from enum import Enum
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -19,6 +19,7 @@ from .reconstruction import figure_text, load_reconstruction_pipeline, media_in
 
 
 if TYPE_CHECKING:
+    import torch
     from diffusers import ModelMixin
 
     from diffusers_vidvae.metrics import PerceptualMetric
@@ -259,7 +260,7 @@ def evaluate_reconstruction(
     metrics, boundaries = ClipMetrics(lpips=lpips), []
     for piece in load_reconstruction_pipeline(vae).reconstruct_frames(path, fps=fps, chunk_frames=chunk_frames):
         boundaries.append(metrics.num_frames)
-        metrics.update(piece.original, piece.sample)
+        metrics.update(piece.original, cast("torch.Tensor", piece.sample))
     metrics.boundaries = boundaries[1:]
     height, width = piece.original.shape[3:]
     return {"width": width, "height": height, **metrics.compute()}

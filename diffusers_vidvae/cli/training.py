@@ -9,7 +9,7 @@ from dataclasses import asdict
 from enum import Enum
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -145,14 +145,14 @@ def encode_dataset(
     data = DataConfig(
         folders=[str(folder) for folder in folders],
         procedural_share=0.0,
-        num_frames=num_frames or getattr(vae.config, "clip_num_frames", 16),
+        num_frames=num_frames or int(getattr(vae.config, "clip_num_frames", 16)),
         sample_size=sample_size or trained_side(vae),
         fps=fps,
         min_crop=min_crop,
     )
     with accelerator.local_main_process_first():
         clips = EveryWindow(data) if num_clips is None else ClipDataset(data, seed)
-    count = len(clips) if isinstance(clips, EveryWindow) else num_clips
+    count = len(clips) if isinstance(clips, EveryWindow) else cast(int, num_clips)
     done = encode(vae, clips, output, count, shard_size, batch_size, accelerator, workers, latent_type, max_damaged)
     if not accelerator.is_main_process:
         return

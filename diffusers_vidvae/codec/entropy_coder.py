@@ -96,10 +96,11 @@ class _Phase(NamedTuple):
     @staticmethod
     def _slices(frame: np.ndarray, grid: tuple[int, int, int], offset: tuple[int, int]) -> tuple[slice, slice]:
         *starts, step = grid
-        return tuple(
+        rows, columns = (
             slice(_PADDING + start + move, length - _PADDING + move, step)
             for start, move, length in zip(starts, offset, frame.shape[1:], strict=True)
         )
+        return rows, columns
 
 
 def _sides(distance: int) -> tuple[tuple[int, int], ...]:

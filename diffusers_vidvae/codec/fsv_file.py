@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, overload
+from typing import BinaryIO, cast, overload
 
 from .errors import FsvError, naming_file
 from .header import FsvHeader
@@ -88,7 +88,7 @@ class FsvFile(Sequence[LatentWindow]):
                 yield io.BytesIO(self._data)
                 return
             try:
-                with open(self.path, "rb") as file:  # type: ignore[arg-type]
+                with cast("Path", self.path).open("rb") as file:
                     if self._identity not in (None, _identity(os.fstat(file.fileno()))):
                         raise FsvError("the file changed since it was opened.")
                     yield file

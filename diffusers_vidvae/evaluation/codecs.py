@@ -9,10 +9,14 @@ import os
 from dataclasses import dataclass
 from fractions import Fraction
 from io import BytesIO
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+if TYPE_CHECKING:
+    from av import VideoStream
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ class ClipCodec:
         height, width = self.frames.shape[1:3]
         content = BytesIO()
         with av.open(content, "w", format="mp4") as container:
-            stream = container.add_stream(self.codec.encoder, rate=self.fps)
+            stream = cast("VideoStream", container.add_stream(self.codec.encoder, rate=self.fps))
             stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
             stream.options = {**dict(self.codec.options), "crf": str(quality)}
             for frame in self.frames:
@@ -119,6 +123,6 @@ class ClipCodec:
         import av
 
         height, width = self.frames.shape[1:3]
-        with av.open(BytesIO(content)) as container:
+        with av.open(BytesIO(content), "r") as container:
             frames = [frame.to_ndarray(format="rgb24")[:height, :width] for frame in container.decode(video=0)]
         return np.stack(frames)

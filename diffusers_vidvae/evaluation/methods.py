@@ -39,7 +39,7 @@ def run_autoencoder(
     vae: ModelMixin, clip: EvaluationClip, settings: EvaluationSettings, lpips: PerceptualMetric | None = None
 ) -> Part:
     r"""A clip through an autoencoder that keeps all frames; its latents count 16 bits each, for want of a file."""
-    pipeline = VideoReconstructionPipeline(vae)  # type: ignore[arg-type]
+    pipeline = VideoReconstructionPipeline(vae)
     pipeline.set_progress_bar_config(disable=True)
     num_values, starts = 0, []
 
@@ -79,7 +79,7 @@ class FrameSelectSweep:
     ) -> None:
         self.clip, self.settings, self.lpips = clip, settings, lpips
         self.window = vae.config.clip_num_frames
-        self.pipeline = VideoCompressionPipeline(vae)  # type: ignore[arg-type]
+        self.pipeline = VideoCompressionPipeline(vae)
         self.pipeline.set_progress_bar_config(disable=True)
         self.probs: list[torch.Tensor] = []
 

@@ -96,12 +96,12 @@ def evaluate_clip(
     for model, vae in models.items():
         if (name, model) not in known:
             start = time.perf_counter()
-            part = run_model(vae, clip, settings, lpips)
-            results.add(name, model, part, time.perf_counter() - start)
+            measured = run_model(vae, clip, settings, lpips)
+            results.add(name, model, measured, time.perf_counter() - start)
     if (name, CODEC_PART) not in known:
         start = time.perf_counter()
-        part = run_codecs(clip, codec_targets(results.load(), name, list(models), settings), settings, lpips)
-        results.add(name, CODEC_PART, part, time.perf_counter() - start)
+        measured = run_codecs(clip, codec_targets(results.load(), name, list(models), settings), settings, lpips)
+        results.add(name, CODEC_PART, measured, time.perf_counter() - start)
 
 
 def codec_targets(

@@ -87,8 +87,13 @@ def encode_dataset(
     _check_counts(num_clips, shard_size, batch_size, num_workers, latent_type)
     accelerator = accelerator or Accelerator(cpu=not torch.accelerator.is_available())
     output_dir = Path(output_dir)
-    description = {"vae": model_fingerprint(vae), "data": dataset.fingerprint(), "latent_type": latent_type}
-    description |= {"num_clips": num_clips, "shard_size": shard_size}
+    description: dict[str, Any] = {
+        "vae": model_fingerprint(vae),
+        "data": dataset.fingerprint(),
+        "latent_type": latent_type,
+        "num_clips": num_clips,
+        "shard_size": shard_size,
+    }
     index = _matching_index(output_dir, description)
     if index["complete"]:
         return EncodingReport(output_dir, sum(index["counts"]), index["damaged"])
@@ -141,7 +146,7 @@ class _Encoder:
             for numbers in shards.values()
             for start in range(0, len(numbers), batch_size)
         ]
-        loader = DataLoader(
+        loader: DataLoader = DataLoader(
             dataset,  # type: ignore[arg-type]
             batch_sampler=batches,
             num_workers=num_workers,

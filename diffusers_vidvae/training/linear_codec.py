@@ -7,7 +7,7 @@ before and after them. It has a closed form, so a model that starts there has on
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import nn
@@ -127,9 +127,10 @@ def set_keep_rate(model: FrameSelectVAE, clips: Sequence[torch.Tensor], rate: fl
         rate: Mean keep probability to reach, in (0, 1).
     """
     scale = model.decoder.patch_unembed.upsample.weight.norm(dim=0)[:MOTION_COMPONENTS]
-    nn.init.zeros_(model.encoder.keep_head.channel_scale)
-    model.encoder.keep_head.channel_scale[:MOTION_COMPONENTS] = scale / model.config.unpatch_channels**0.5
-    head = model.encoder.keep_head.linear
+    keep_head = cast(MotionKeepHead, model.encoder.keep_head)
+    nn.init.zeros_(keep_head.channel_scale)
+    keep_head.channel_scale[:MOTION_COMPONENTS] = scale / model.config.unpatch_channels**0.5
+    head = keep_head.linear
     nn.init.constant_(head.weight, MOTION_POWER / head.in_features)
     nn.init.zeros_(head.bias)
     logits = torch.cat([model.encode(clip[None]).keep_logits.flatten() for clip in clips])
@@ -179,8 +180,8 @@ def silence(block: FactoredAttentionBlock) -> None:
         block.spatial_attn.to_out[0],
         block.spatial_ff.linear_2,
     ):
-        nn.init.zeros_(linear.weight)
-        nn.init.zeros_(linear.bias)
+        for parameter in linear.parameters():
+            nn.init.zeros_(parameter)
 
 
 def component_correlation(
@@ -311,8 +312,9 @@ def fit_context(model: FrameSelectVAE, clips: Sequence[torch.Tensor]) -> None:
         moment = moment + weight * (features.T @ target)
     ridge = 1e-3 * gram.diagonal().mean()
     solution = torch.linalg.solve(gram + ridge * torch.eye(len(gram)), moment)  # (channels * 9, shown)
-    decoder.context.weight.zero_()
-    decoder.context.weight[:shown, :channels] = solution.T.unflatten(1, (channels, 3, 3))
+    context = cast(nn.Conv2d, decoder.context)
+    context.weight.zero_()
+    context.weight[:shown, :channels] = solution.T.unflatten(1, (channels, 3, 3))
 
 
 def _channel_order(cycle: ChannelCycle) -> list[int]:

@@ -43,7 +43,7 @@ from .latent_shards import LatentDataset
 
 NEW_ENCODER = "new"
 
-TEXT_ENCODERS = {"clip": CLIPTextModel, "clip_text_model": CLIPTextModel, "t5": T5EncoderModel}
+TEXT_ENCODERS: dict[str, Any] = {"clip": CLIPTextModel, "clip_text_model": CLIPTextModel, "t5": T5EncoderModel}
 
 SPECIAL_TOKENS = ("<pad>", "<unk>", "<s>", "</s>")
 

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch.func import functional_call
@@ -123,7 +124,7 @@ class AutoencoderKL3DObjective(Objective):
         total = loss.mean()
         metrics = {"mse": mse.mean(), "kl": kl.mean(), **asked_metrics}
         if self.discriminator is not None:
-            adversarial, judging = _adversarial_losses(self.discriminator, decoded, target)
+            adversarial, judging = _adversarial_losses(cast(PatchDiscriminator3D, self.discriminator), decoded, target)
             heard = weights.adversarial_weight if progress >= weights.adversarial_start else 0.0
             total = total + heard * adversarial + judging
             metrics |= {"adversarial": adversarial, "discriminator": judging}

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -152,7 +152,7 @@ class GapDiTObjective(Objective):
     @property
     def vae(self) -> FrameSelectVAE:
         """The autoencoder of the latents."""
-        return self.frozen[0]
+        return cast(FrameSelectVAE, self.frozen[0])
 
     def forward(self, batch: Batch, progress: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         packed = draw_packed_frames(self.vae, batch, self.config)
@@ -214,7 +214,7 @@ class GapDiTObjective(Objective):
         return noise, logit.sigmoid()
 
     def validate(self, contact_sheet: Path) -> dict[str, float]:
-        text_encoder = getattr(self, "text_encoder", self.frozen[1] if len(self.frozen) > 1 else None)
+        text_encoder: Any = getattr(self, "text_encoder", self.frozen[1] if len(self.frozen) > 1 else None)
         pipeline = GapDiTPipeline(self.model, self.vae, FlowMatchGapScheduler(), text_encoder, self.tokenizer)
         pipeline.set_progress_bar_config(disable=True)
         count, num_frames = min(self.config.run.validation_clips, 12), self.config.data.num_frames
@@ -315,6 +315,8 @@ class Text(NamedTuple):
 def prepare_text(config: TrainGapDiTConfig, latents: LatentDataset) -> tuple[Text, CaptionedLatents]:
     """The text encoder of a training, and the latents with captions."""
     captions = captions_of(latents)
+    encoder: Any
+    tokenizer: Any
     if config.text.encoder == NEW_ENCODER:
         tokenizer = word_tokenizer(captions, config.text.max_tokens)
         torch.manual_seed(config.run.seed)
