@@ -1,7 +1,10 @@
-from collections.abc import Callable, Iterator
+r"""Clips to compressed latents and back."""
+
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +15,34 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import replace_example_docstring
 from diffusers.video_processor import VideoProcessor
 
-from diffusers_vidvae.autoencoders import require_frame_select
+from diffusers_vidvae.autoencoders import AnyVideoAutoencoder
 from diffusers_vidvae.codec import (
+    CODED,
     QUANTIZATIONS,
+    CodedFsvReader,
+    CodedFsvWriter,
     CompressedVideo,
     FsvError,
     FsvHeader,
     FsvWriter,
+    LatentsBasis,
     LatentWindow,
     TileLayout,
     check_model,
     read_original_pt,
     weight_probe,
 )
-from diffusers_vidvae.fingerprints import config_fingerprint
-from diffusers_vidvae.media.clip import Clip
+from diffusers_vidvae.codec.header import MAX_WINDOW_PIXELS
+from diffusers_vidvae.files import check_output, write_file
+from diffusers_vidvae.fingerprints import config_fingerprint, weights_sketch
+from diffusers_vidvae.media.clip import Clip, ClipFrame
 from diffusers_vidvae.media.clips import ClipInput, open_clips
 from diffusers_vidvae.media.layouts import Layout, ValueRange
 from diffusers_vidvae.models.frame_select_vae import FrameSelectVAE
 from diffusers_vidvae.models.frame_selection import check_selection
 
+from .any_latents import EncodedWindow, decode_any, encode_any
+from .compression_budget import DEFAULT_QUALITY, Budget, first_that, operating_points
 from .pipeline_output import VideoCompressionPipelineOutput
 
 
@@ -66,6 +77,9 @@ class VideoCompressionPipeline(DiffusionPipeline):
     An `.fsv` file knows one frame rate. A file of variable frame rate keeps every frame and its duration, and comes
     back with its frames evenly spaced; `fps` resamples it by its timestamps instead.
 
+    `FrameSelectVAE` may drop frames. Any other image or video autoencoder of diffusers or this package keeps all of
+    its latents, and runs in chunks where these change nothing, whole otherwise.
+
     Args:
         vae: The autoencoder.
     """
@@ -73,23 +87,33 @@ class VideoCompressionPipeline(DiffusionPipeline):
     model_cpu_offload_seq = "vae"
     _callback_tensor_inputs = ["latents", "keep_probs", "keep_mask"]
 
-    def __init__(self, vae: FrameSelectVAE):
+    def __init__(self, vae: AnyVideoAutoencoder):
         super().__init__()
-        require_frame_select(vae, type(self).__name__)
         self.register_modules(vae=vae)
         self.video_processor = VideoProcessor(do_resize=False)
         self._interrupt = False
+
+    @property
+    def selects_frames(self) -> bool:
+        r"""Whether the autoencoder can drop frames."""
+        return isinstance(self.vae, FrameSelectVAE)
 
     @property
     def interrupt(self) -> bool:
         return self._interrupt
 
     def check_inputs(self, mode, num_frames, rate, threshold, quantize, size_mode, callback_on_step_end_tensor_inputs):
-        check_selection(mode, num_frames, rate, threshold)
+        check_selection(mode or "systematic", num_frames, rate, threshold)
         if size_mode not in SIZE_MODES:
             raise ValueError(f"`size_mode` must be one of {SIZE_MODES}, got {size_mode!r}.")
-        if quantize not in QUANTIZATIONS:
+        if quantize is not None and quantize not in QUANTIZATIONS:
             raise ValueError(f"`quantize` must be one of {QUANTIZATIONS}, got {quantize!r}.")
+        if not self.selects_frames:
+            options = {"mode": mode, "num_frames": num_frames, "rate": rate}
+            if given := [name for name, value in options.items() if value is not None]:
+                raise ValueError(f"{type(self.vae).__name__} does not select frames, got {', '.join(given)}.")
+            if size_mode not in ("auto", "pad"):
+                raise ValueError(f"`size_mode` {size_mode!r} is for FrameSelectVAE, not {type(self.vae).__name__}.")
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(
@@ -104,12 +128,16 @@ class VideoCompressionPipeline(DiffusionPipeline):
     def compress(
         self,
         video: ClipInput,
-        mode: str = "systematic",
+        mode: str | None = None,
         num_frames: int | None = None,
         rate: float | None = None,
         threshold: float = 0.5,
         generator: torch.Generator | list[torch.Generator] | None = None,
-        quantize: str = "bf16",
+        quality: float | None = None,
+        target_size: int | None = None,
+        target_bpp: float | None = None,
+        target_psnr: float | None = None,
+        quantize: str | None = None,
         size_mode: str = "auto",
         fps: float | Fraction | None = None,
         output: str | Path | None = None,
@@ -124,13 +152,22 @@ class VideoCompressionPipeline(DiffusionPipeline):
         Args:
             video: A path, URL, bytes or folder of pictures, PIL images, arrays, tensors, or an iterator of frames: one
                 clip or a batch, see `diffusers_vidvae.media.open_clips`.
-            mode: How frames are chosen, see `FrameSelectVAE.select_frames`.
+            mode: How frames are chosen, see `FrameSelectVAE.select_frames`. By default all frames are kept, or so many
+                as `num_frames` or `rate` say at equal steps of the keep probabilities (`"systematic"`). Named without
+                these, `"systematic"` keeps as many as the keep probabilities add up to.
             num_frames: Frames to keep of the whole clip, shared out among its windows, at least one each.
-            rate: Share of the frames to keep, in (0, 1]. With neither, as many as the keep probabilities add up to.
+            rate: Share of the frames to keep, in (0, 1].
             threshold: Probability above which mode `"threshold"` keeps a frame.
             generator: Source of the randomness of `"bernoulli"`, and of `"systematic"` if given; a list has one for
                 every clip.
-            quantize: How latents are stored: `"bf16"`, `"fp16"`, `"fp32"`, `"int8"` or `"int4"`.
+            quality: Quality of the latents from 0 to 100. The noise that it adds is in proportion to the model's own
+                error, about a seventh of it at the default, 50, and ten times more or less for every 20.
+            target_size: Bytes that the file may have; frames (unless chosen above) and step are then chosen for the
+                best quality that fits. It keeps the latents of all frames in memory, as do the next two.
+            target_bpp: The same as bits for each pixel of the clip.
+            target_psnr: PSNR in dB to reach with the smallest file, as far as the model's error, for which the clip is
+                decoded once, and the quantiser's tell; for models with a latents basis.
+            quantize: Raw numbers instead, for training: `"bf16"`, `"fp16"`, `"fp32"`, `"int8"` or `"int4"`.
             size_mode: How frames of a size that the model does not take are brought to one that it does:
                 `"pad"` (by repeating the last row and column), `"tile"` (padded, in blended tiles of the model's
                 `sample_size`), `"resize"` (to `sample_size`, and back), `"auto"` (padded, and tiled if larger).
@@ -150,11 +187,13 @@ class VideoCompressionPipeline(DiffusionPipeline):
             for a batch of more than one clip.
 
         Raises:
-            ValueError: An argument or the clip is not as described, or frames are smaller than a patch.
-            FsvError: `output` exists or cannot be written.
+            ValueError: An argument or the clip is not as described, frames are smaller than a patch, or a target
+                cannot be met; the message names the nearest that can.
+            FsvError: `output` exists or cannot be written, or latents are not finite.
         """
         self.check_inputs(mode, num_frames, rate, threshold, quantize, size_mode, callback_on_step_end_tensor_inputs)
-        channels = self.vae.config.in_channels
+        budget = Budget(quantize, quality, target_size, target_bpp, target_psnr)
+        channels = self.vae.config.in_channels if self.selects_frames else 3
         clips = open_clips(video, fps, layout=layout, value_range=value_range, channels=channels)
         generators = generator if isinstance(generator, list) else [generator] * len(clips)
         if len(generators) != len(clips):
@@ -167,28 +206,28 @@ class VideoCompressionPipeline(DiffusionPipeline):
         self._interrupt = False
         results = []
         for clip, clip_generator in zip(clips, generators, strict=True):
-            header = self._make_header(clip, size_mode, quantize)
-            # Refuses an existing file before frames are read.
-            writer = None if output is None else FsvWriter(output, header, overwrite)
-            selection: dict[str, Any] = {"mode": mode, "num_frames": num_frames, "rate": rate, "threshold": threshold}
+            if output is not None:
+                # Refuses an existing file before frames are read.
+                check_output(output, overwrite=overwrite, error=FsvError)
+            keep_all = mode is None and num_frames is None and rate is None
+            selection: dict[str, Any] = {"mode": mode or "systematic", "num_frames": num_frames, "rate": rate}
+            selection |= {"threshold": threshold, "generator": clip_generator}
+            if keep_all:
+                selection["rate"] = 1.0
             if num_frames is not None:
                 selection["total_frames"] = clip.count_frames()
-            windows = self._compress_windows(
-                clip,
-                header,
-                selection | {"generator": clip_generator},
-                callback_on_step_end,
-                callback_on_step_end_tensor_inputs,
+            source: list[np.ndarray] = []
+            if budget.target_psnr is not None:
+                clip = _remembering(clip, source)
+            header, encoded = self._encode(clip, size_mode, budget)
+            if budget.is_target:
+                search = _TargetSearch(self, clip, header, encoded, budget, selection, keep_all, source)
+                results.append(search.run(output, overwrite))
+                continue
+            windows = self._select_windows(
+                clip, encoded, selection, callback_on_step_end, callback_on_step_end_tensor_inputs
             )
-            if writer is None:
-                kept = list(windows)
-                total = sum(window.num_frames for window in kept)
-                results.append(CompressedVideo(replace(header, num_frames=total), kept))
-            else:
-                with writer:
-                    for window in windows:
-                        writer.write_window(window)
-                results.append(CompressedVideo.load(writer.path))
+            results.append(self._write(header, windows, output, overwrite))
         self.maybe_free_model_hooks()
         return results[0] if len(results) == 1 else results
 
@@ -198,8 +237,76 @@ class VideoCompressionPipeline(DiffusionPipeline):
         r"""Compresses a clip into an `.fsv` file in constant memory; `options` are those of `compress`."""
         return self.compress(video, output=output, overwrite=overwrite, **options)
 
-    def _make_header(self, clip: Clip, size_mode: str, quantize: str) -> FsvHeader:
-        """Header of a clip whose frames are still to be counted."""
+    def _encode(self, clip: Clip, size_mode: str, budget: Budget) -> tuple[FsvHeader, Iterator[EncodedWindow]]:
+        """Header of a clip whose frames are still to be counted, and what the autoencoder makes of it."""
+        if self.selects_frames:
+            header = self._make_header(clip, size_mode)
+            return self._with_budget(header, budget), self._encode_frame_select(clip, header)
+        sizes, encoded = encode_any(self.vae, clip, self._execution_device)
+        header = FsvHeader(num_frames=0, height=clip.height, width=clip.width, fps=clip.fps, **sizes, **self._model())
+        return self._with_budget(header, budget), encoded
+
+    def _with_budget(self, header: FsvHeader, budget: Budget) -> FsvHeader:
+        if budget.quantize is not None:
+            return replace(header, quantization=budget.quantize, model_probe=self._model_probe())
+        # Steps and channels' statistics are known once there is a basis; until then, these are placeholders.
+        basis = self.latents_basis or LatentsBasis.of_channels(*np.ones((2, header.latent_channels)))
+        quality = DEFAULT_QUALITY if budget.quality is None else budget.quality
+        return self._with_basis(header, basis, quality)
+
+    def _with_basis(self, header: FsvHeader, basis: LatentsBasis, quality: float) -> FsvHeader:
+        statistics = () if basis.name else tuple(zip(basis.mean.tolist(), basis.channel_deviations, strict=True))
+        sketch = weights_sketch(self.vae)
+        return replace(
+            header,
+            quantization=CODED,
+            step=basis.step(quality),
+            basis=basis.name,
+            channel_statistics=statistics,
+            model_sketch=() if sketch is None else tuple(max(-8.0, min(value, 8.0)) for value in sketch),
+        )
+
+    @property
+    def latents_basis(self) -> LatentsBasis | None:
+        r"""Axes that the model's config has for its latents."""
+        return LatentsBasis.from_config(self.vae.config)
+
+    def _write(
+        self, header: FsvHeader, windows: Iterable[LatentWindow], output: str | Path | None, overwrite: bool
+    ) -> CompressedVideo:
+        """The clip in an `.fsv` file, or in memory."""
+        if not header.is_coded:
+            if output is None:
+                kept = list(windows)
+                return CompressedVideo(replace(header, num_frames=sum(window.num_frames for window in kept)), kept)
+            with FsvWriter(output, header, overwrite) as writer:
+                for window in windows:
+                    writer.write_window(window)
+            return CompressedVideo.load(output)
+        iterator = iter(windows)
+        first = next(iterator)
+        basis = self.latents_basis
+        if basis is None:
+            quality = LatentsBasis.of_channels(*np.ones((2, header.latent_channels))).quality(header.step)
+            basis = LatentsBasis.of_latents(first.latents.double().numpy())
+            header = self._with_basis(header, basis, quality)
+        with CodedFsvWriter(output, header, basis, overwrite) as coded:
+            for window in chain([first], iterator):
+                coded.write_window(window)
+        reader = CodedFsvReader(coded.data if output is None else output)
+        reader.basis = basis
+        return CompressedVideo(reader.header, reader, None if output is None else Path(output))
+
+    def _model(self) -> dict[str, Any]:
+        """What a header says of the model."""
+        return {
+            "latent_dtype": str(self.vae.dtype).removeprefix("torch."),
+            "model_id": self._model_name(),
+            "model_hash": config_fingerprint(self.vae.config),
+        }
+
+    def _make_header(self, clip: Clip, size_mode: str) -> FsvHeader:
+        """Header of a clip for `FrameSelectVAE`."""
         config = self.vae.config
         if min(clip.height, clip.width) < config.patch_size:
             raise ValueError(
@@ -220,11 +327,7 @@ class VideoCompressionPipeline(DiffusionPipeline):
             fps=clip.fps,
             size_fit=size_fit,
             tile=tile,
-            quantization=quantize,
-            latent_dtype=str(self.vae.dtype).removeprefix("torch."),
-            model_id=self._model_name(),
-            model_hash=config_fingerprint(config),
-            model_probe=self._model_probe(),
+            **self._model(),
         )
 
     def _fit_size(self, clip: Clip, size_mode: str) -> tuple[str, tuple[int, int], TileLayout | None]:
@@ -260,41 +363,51 @@ class VideoCompressionPipeline(DiffusionPipeline):
 
     def _model_probe(self) -> tuple[float, ...]:
         """Some learned numbers, which tell two trainings of one configuration apart."""
+        if not self.selects_frames:
+            return ()
         # Models without a learned fill have no such token; the first layer of their decoder stands for it.
         weight = getattr(self.vae.fill_token, "weight", self.vae.decoder.proj_in.weight)
         return () if weight.is_meta else weight_probe(weight.float())
 
-    def _compress_windows(
-        self,
-        clip: Clip,
-        header: FsvHeader,
-        selection: dict[str, Any],
-        callback_on_step_end: Callable[..., dict] | None,
-        callback_on_step_end_tensor_inputs: list[str],
-    ) -> Iterator[LatentWindow]:
+    def _encode_frame_select(self, clip: Clip, header: FsvHeader) -> Iterator[EncodedWindow]:
         frames = clip.pieces(header.clip_num_frames)
         pieces = (_to_model_size(piece.to(self._execution_device), header) for piece in frames)
-        encoded = _tiled(self.vae.encode_stream(pieces), self.vae, header.tile)
+        for output in _tiled(self.vae.encode_stream(pieces), self.vae, header.tile):
+            latents = output.latent_dist.mode()
+            yield EncodedWindow(latents, latents.shape[2], output.keep_probs)
+
+    def _select_windows(
+        self,
+        clip: Clip,
+        encoded: Iterable[EncodedWindow],
+        selection: dict[str, Any],
+        callback_on_step_end: Callable[..., dict] | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006
+    ) -> Iterator[LatentWindow]:
         start = 0
+        if self.selects_frames:
+            selected = self.vae.select_stream(encoded, **selection)
+        else:
+            selected = ((window, torch.ones(1, window.latents.shape[2], dtype=torch.bool)) for window in encoded)
         with self.progress_bar(total=clip.num_frames or float("inf")) as progress_bar:
-            for index, (output, keep_mask) in enumerate(self.vae.select_stream(encoded, **selection)):
-                latents = output.latent_dist.mode()
+            for index, (window, keep_mask) in enumerate(selected):
+                latents = window.latents
                 if callback_on_step_end is not None:
-                    tensors = {"latents": latents, "keep_probs": output.keep_probs, "keep_mask": keep_mask}
+                    tensors = {"latents": latents, "keep_probs": window.keep_probs, "keep_mask": keep_mask}
                     inputs = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
                     outputs = callback_on_step_end(self, index, start, inputs)
                     latents = outputs.get("latents", latents)
                     keep_mask = outputs.get("keep_mask", keep_mask)
 
-                packed = self.vae.pack_frames(latents, keep_mask)
+                positions = keep_mask[0].nonzero()[:, 0].cpu()
                 yield LatentWindow(
                     start=start,
-                    num_frames=keep_mask.shape[1],
-                    gaps=packed.gaps[0].cpu(),
-                    latents=packed.latents[0].cpu(),
+                    num_frames=window.num_frames,
+                    gaps=positions.diff(prepend=positions.new_zeros(1)),
+                    latents=latents[0, :, positions.to(latents.device)].float().cpu(),
                 )
-                start += keep_mask.shape[1]
-                progress_bar.update(keep_mask.shape[1])
+                start += window.num_frames
+                progress_bar.update(window.num_frames)
                 if self.interrupt:
                     return
 
@@ -339,21 +452,60 @@ class VideoCompressionPipeline(DiffusionPipeline):
         Raises:
             FsvError: The file is damaged, or the clip was compressed by another model.
         """
-        config = self.vae.config
         if isinstance(compressed, (str, Path)):
             if Path(compressed).suffix == ".pt":
-                compressed = read_original_pt(compressed, config.patch_size)
+                compressed = read_original_pt(compressed, self.vae.config.get("patch_size", 16))
             else:
                 compressed = CompressedVideo.load(compressed)
         header = compressed.header
         name = str(compressed.path or "the compressed clip")
+        if self.selects_frames:
+            self._check_sizes(header, name)
+        if header.clip_num_frames * header.model_height * header.model_width > MAX_WINDOW_PIXELS:
+            raise FsvError(
+                f"{name}: clip_num_frames: windows of {header.clip_num_frames} frames of {header.model_width}x"
+                f"{header.model_height} exceed {MAX_WINDOW_PIXELS} pixels."
+            )
+        sketch = weights_sketch(self.vae) if header.model_sketch else None
+        fingerprint = config_fingerprint(self.vae.config)
+        check_model(header, fingerprint, self._model_name(), self._model_probe(), name, sketch or ())
+        if header.basis:
+            self._give_basis(compressed, name)
+        return compressed
+
+    def _check_sizes(self, header: FsvHeader, name: str) -> None:
+        """Holds what a file claims against the model, so that a small one cannot ask for any memory."""
+        config = self.vae.config
         if (header.latent_channels, header.patch_size) != (config.latent_channels, config.patch_size):
             raise FsvError(
                 f"{name}: latents of {header.latent_channels} channels and patches of {header.patch_size} pixels, the"
-                f" model has {config.latent_channels} and {config.patch_size}"
+                f" model has {config.latent_channels} and {config.patch_size}."
             )
-        check_model(header, config_fingerprint(config), self._model_name(), self._model_probe(), name)
-        return compressed
+        longest = max(config.clip_num_frames, config.max_num_frames)
+        if header.clip_num_frames > longest:
+            raise FsvError(
+                f"{name}: clip_num_frames: windows of {header.clip_num_frames} frames, the model takes {longest}."
+            )
+        largest = max(config.sample_size, self.vae.tile_sample_size)
+        if header.tile is not None and header.tile.size > largest:
+            raise FsvError(
+                f"{name}: tile_size: tiles of {header.tile.size} pixels exceed the model's {largest};"
+                f" `vae.enable_tiling({header.tile.size})` allows them."
+            )
+        sides = {header.model_height, header.model_width}
+        if header.tile is None and config.keep_head != "pooled" and sides != {config.sample_size}:
+            raise FsvError(
+                f"{name}: model_width: frames of {header.model_width}x{header.model_height} without tiles, the model"
+                f" takes {config.sample_size}x{config.sample_size}."
+            )
+
+    def _give_basis(self, compressed: CompressedVideo, name: str) -> None:
+        basis = self.latents_basis
+        if basis is None or basis.name != compressed.header.basis:
+            has = "none" if basis is None else basis.name
+            raise FsvError(f"{name}: basis: written in the basis {compressed.header.basis}, the model has {has}.")
+        if isinstance(compressed.windows, CodedFsvReader):
+            compressed.windows.basis = basis
 
     @torch.no_grad()
     def decompress_frames(self, compressed: CompressedVideo | str | Path) -> Iterator[np.ndarray]:
@@ -415,9 +567,12 @@ class VideoCompressionPipeline(DiffusionPipeline):
     def _latent_windows(self, compressed: CompressedVideo) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yields latents `(1, C, t, h, w)`, zeros for dropped frames, and keep mask `(1, t)` of every window."""
         for window in compressed.windows:
-            if compressed.path is None:
+            if compressed.path is None and not compressed.header.is_coded:
                 # What a file would hold, so that saving changes nothing.
                 window = window.quantized(compressed.header.quantization)
+            if not self.selects_frames:
+                yield window.latents[None], torch.ones(1, window.num_frames, dtype=torch.bool)
+                continue
             channels, _, height, width = window.latents.shape
             latents = window.latents.new_zeros(1, channels, window.num_frames, height, width)
             latents[0, :, window.positions] = window.latents
@@ -430,8 +585,12 @@ class VideoCompressionPipeline(DiffusionPipeline):
             (latents.to(device), keep_mask.to(device)) for latents, keep_mask in self._latent_windows(compressed)
         )
         with self.progress_bar(total=header.num_frames) as progress_bar:
-            decoded = self.vae.decode_stream(pieces, header.clip_num_frames)
-            for frames in _tiled(decoded, self.vae, header.tile):
+            if self.selects_frames:
+                decoded = self.vae.decode_stream(pieces, header.clip_num_frames)
+                decoded = _tiled(decoded, self.vae, header.tile)
+            else:
+                decoded = decode_any(self.vae, pieces, header.height, header.width)
+            for frames in decoded:
                 yield _to_clip_size(frames, header)
                 progress_bar.update(frames.shape[2])
 
@@ -451,12 +610,16 @@ class VideoCompressionPipeline(DiffusionPipeline):
     def __call__(
         self,
         video: ClipInput,
-        mode: str = "systematic",
+        mode: str | None = None,
         num_frames: int | None = None,
         rate: float | None = None,
         threshold: float = 0.5,
         generator: torch.Generator | list[torch.Generator] | None = None,
-        quantize: str = "bf16",
+        quality: float | None = None,
+        target_size: int | None = None,
+        target_bpp: float | None = None,
+        target_psnr: float | None = None,
+        quantize: str | None = None,
         size_mode: str = "auto",
         fps: float | Fraction | None = None,
         output_type: str = "pil",
@@ -473,7 +636,11 @@ class VideoCompressionPipeline(DiffusionPipeline):
             rate: Share of the frames to keep.
             threshold: Probability above which mode `"threshold"` keeps a frame.
             generator: Source of the randomness of the choice.
-            quantize: How latents are stored.
+            quality: Quality of the latents, from 0 to 100.
+            target_size: Bytes that a clip may cost.
+            target_bpp: Bits for each pixel that it may cost.
+            target_psnr: PSNR in dB to reach.
+            quantize: Kind of raw numbers to store instead.
             size_mode: How frames are brought to a size that the model takes.
             fps: Frame rate.
             output_type: As `decompress` takes it.
@@ -493,6 +660,10 @@ class VideoCompressionPipeline(DiffusionPipeline):
             rate=rate,
             threshold=threshold,
             generator=generator,
+            quality=quality,
+            target_size=target_size,
+            target_bpp=target_bpp,
+            target_psnr=target_psnr,
             quantize=quantize,
             size_mode=size_mode,
             fps=fps,
@@ -500,6 +671,121 @@ class VideoCompressionPipeline(DiffusionPipeline):
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
         return self.decompress(compressed, output_type, return_dict)
+
+
+class _TargetSearch:
+    """Codes the latents of a clip again and again, until they cost what they may.
+
+    Args:
+        pipeline: The pipeline.
+        clip: The clip.
+        header: Its header, without step.
+        encoded: All its latents.
+        budget: The target.
+        selection: Arguments of `select_stream`.
+        chooses_rate: Whether frames may be dropped to meet the target.
+        source: The clip's frames `(H, W, C)` in eight bits as they were read, for a PSNR.
+    """
+
+    def __init__(
+        self,
+        pipeline: VideoCompressionPipeline,
+        clip: Clip,
+        header: FsvHeader,
+        encoded: Iterator[EncodedWindow],
+        budget: Budget,
+        selection: dict[str, Any],
+        chooses_rate: bool,
+        source: list[np.ndarray],
+    ) -> None:
+        self.pipeline, self.clip, self.header, self.budget = pipeline, clip, header, budget
+        self.selection = selection
+        by_psnr = budget.target_psnr is not None
+        self.points = operating_points(fixed_rate=by_psnr or not chooses_rate or not pipeline.selects_frames)
+        basis = pipeline.latents_basis
+        if by_psnr and basis is None:
+            raise ValueError("`target_psnr` needs a model with a latents basis; `vidvae stats --update` measures one.")
+        self.encoded = [
+            replace(window, latents=window.latents.cpu(), keep_probs=_to_cpu(window.keep_probs)) for window in encoded
+        ]
+        self.basis = basis or LatentsBasis.of_latents(self.encoded[0].latents[0].double().numpy())
+        self.model_error = self._model_error(source) if by_psnr else 0.0
+
+    def run(self, output: str | Path | None, overwrite: bool) -> CompressedVideo:
+        """The best quality that fits a size, or the smallest file that reaches a PSNR.
+
+        Raises:
+            ValueError: There is none; the message names the nearest.
+        """
+        budget, num_pixels = self.budget, self.header.height * self.header.width * self._num_frames
+        if budget.target_psnr is not None:
+            psnr = budget.target_psnr
+            coded = first_that(self.points[::-1], self._code, lambda coded: self._psnr(coded) >= psnr)
+            is_met, nearest = self._psnr(coded) >= psnr, f"{self._psnr(coded):.2f} dB"
+        else:
+            most = budget.target_size or int((budget.target_bpp or 0) * num_pixels / 8)
+            coded = first_that(self.points, self._code, lambda coded: len(coded.data) <= most)
+            is_met, nearest = len(coded.data) <= most, f"{len(coded.data)} bytes"
+            if budget.target_bpp is not None:
+                nearest = f"{8 * len(coded.data) / num_pixels:.4g} bits per pixel"
+        if not is_met:
+            raise ValueError(f"{self.clip.name}: the target cannot be met; the nearest that can is {nearest}.")
+        if output is not None:
+            write_file(output, coded.data, overwrite=overwrite, error=FsvError)
+        reader = CodedFsvReader(coded.data if output is None else output)
+        reader.basis = self.basis
+        return CompressedVideo(reader.header, reader, None if output is None else Path(output))
+
+    @property
+    def _num_frames(self) -> int:
+        return sum(window.num_frames for window in self.encoded)
+
+    def _windows(self, rate: float | None = None) -> Iterator[LatentWindow]:
+        selection = self.selection if rate is None else {**self.selection, "rate": rate}
+        if selection["generator"] is not None:
+            # Every try draws the same frames.
+            generator = torch.Generator(selection["generator"].device)
+            selection = {**selection, "generator": generator.manual_seed(selection["generator"].initial_seed())}
+        return self.pipeline._select_windows(self.clip, self.encoded, selection)
+
+    def _code(self, rate: float | None, quality: float) -> CodedFsvWriter:
+        header = self.pipeline._with_basis(self.header, self.basis, quality)
+        with CodedFsvWriter(None, header, self.basis) as writer:
+            for window in self._windows(rate):
+                writer.write_window(window)
+        return writer
+
+    def _psnr(self, coded: CodedFsvWriter) -> float:
+        """In the axes of the basis, errors of latents are as large as those of the pixels that they make."""
+        num_values = 3 * self.header.height * self.header.width * self._num_frames
+        return float(10 * np.log10(4 / (self.model_error + coded.squared_error / num_values)))
+
+    def _model_error(self, source: list[np.ndarray]) -> float:
+        """Mean squared error of the frames as the model decodes them from exact latents."""
+        header = replace(self.header, quantization="fp32", num_frames=self._num_frames)
+        decoded = self.pipeline._decode_windows(CompressedVideo(header, list(self._windows())))
+        total, start = 0.0, 0
+        for frames in decoded:
+            images = np.stack(source[start : start + frames.shape[2]])
+            pixels = torch.from_numpy(images).permute(3, 0, 1, 2).float() / 127.5 - 1
+            total += float((frames[0].float().cpu().clamp(-1, 1) - pixels).square().sum())
+            start += frames.shape[2]
+        return total / (3 * header.height * header.width * start)
+
+
+def _remembering(clip: Clip, source: list[np.ndarray]) -> Clip:
+    """The clip, which keeps a copy of every frame in eight bits as it is read."""
+
+    def read() -> Iterator[ClipFrame]:
+        for frame in clip:
+            source.append(frame.to_image())
+            yield frame
+
+    return Clip(read, clip.height, clip.width, clip.fps, clip.num_frames, clip.name, count=clip.count_frames)
+
+
+def _to_cpu(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    return None if tensor is None else tensor.cpu()
 
 
 def compression_statistics(compressed: CompressedVideo) -> dict[str, Any]:

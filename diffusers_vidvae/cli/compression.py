@@ -26,7 +26,6 @@ def load_compression_pipeline(model: str | None, device: str | None, dtype: Any 
     from diffusers_vidvae import VideoCompressionPipeline
 
     vae = models.load_model(model, models.Device.choose(device, dtype))
-    models.require_class(vae, "FrameSelectVAE", model)
     return models.quiet_pipeline(VideoCompressionPipeline(vae))
 
 
@@ -34,15 +33,28 @@ def compress(
     input: Annotated[Path, typer.Argument(help="Video, animation or image.")],
     output: Output,
     model: Model = None,
-    mode: Annotated[Mode, typer.Option(help="How the frames to keep are chosen.")] = Mode.systematic,
-    num_frames: Annotated[
-        int | None, typer.Option(help="Frames to keep of the whole clip. Default: as many as the model asks for.")
+    quality: Annotated[
+        float | None, typer.Option(help="Quality of the latents, from 0 to 100. Default: 50.", show_default=False)
     ] = None,
+    target_size: Annotated[
+        str | None, typer.Option(help="Size that the file may have, such as `200kB`; chooses frames and quality.")
+    ] = None,
+    target_bpp: Annotated[
+        float | None, typer.Option(help="Bits for each pixel that it may have; chooses frames and quality.")
+    ] = None,
+    target_psnr: Annotated[float | None, typer.Option(help="PSNR in dB to reach with the smallest file.")] = None,
+    mode: Annotated[
+        Mode | None,
+        typer.Option(help="Drop frames, chosen so; by itself as many as the model asks for. Default: keep all."),
+    ] = None,
+    num_frames: Annotated[int | None, typer.Option(help="Frames to keep of the whole clip. Default: all.")] = None,
     rate: Annotated[float | None, typer.Option(help="Share of the frames to keep, in (0, 1].")] = None,
     threshold: Annotated[
         float | None, typer.Option(help="Keep probability above which mode `threshold` keeps. Default: 0.5.")
     ] = None,
-    quantize: Annotated[Quantize, typer.Option(help="How latents are stored.")] = Quantize.bf16,
+    quantize: Annotated[
+        Quantize | None, typer.Option(help="Store latents as raw numbers instead, for training.")
+    ] = None,
     size_mode: Annotated[
         SizeMode, typer.Option(help="How frames are brought to a size that the model takes.")
     ] = SizeMode.auto,
@@ -53,30 +65,48 @@ def compress(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Compress a video to an .fsv file of the latents of its kept frames."""
+    """Compress a video to an .fsv file of latents."""
     console.check_output(output, force, [".fsv"])
     rate_of_frames = models.parse_fps(fps)
     if threshold is not None and mode != Mode.threshold:
-        raise CommandError(f"--threshold {threshold}: is for --mode threshold, got --mode {mode.value}")
+        raise CommandError(f"--threshold {threshold}: is for --mode threshold, got --mode {mode and mode.value}.")
+    most_bytes = None if target_size is None else parse_target(target_size)
     pipeline = load_compression_pipeline(model, device, dtype)
     compressed = pipeline.compress_file(
         input,
         output,
         overwrite=force,
-        mode=mode.value,
+        mode=None if mode is None else mode.value,
         num_frames=num_frames,
         rate=rate,
         threshold=0.5 if threshold is None else threshold,
         generator=models.make_generator(seed),
-        quantize=quantize.value,
+        quality=quality,
+        target_size=most_bytes,
+        target_bpp=target_bpp,
+        target_psnr=target_psnr,
+        quantize=None if quantize is None else quantize.value,
         size_mode=size_mode.value,
         fps=rate_of_frames,
     )
     report = describe_compressed(compressed) | {"model": models.model_name(model), "input": input, "output": output}
+    report["input_bytes"] = _size_of(input)
     if json:
         console.print_json(report)
         return
-    console.print_fields(f"{output}: {console.size_text(report['num_bytes'])}", summary(report))
+    share = report["num_bytes"] / report["input_bytes"]
+    of_input = f"{100 * share:.0f} % of {input}'s {console.size_text(report['input_bytes'])}"
+    console.print_fields(f"{output}: {console.size_text(report['num_bytes'])}, {of_input}", summary(report))
+
+
+def parse_target(text: str) -> int:
+    """Bytes of `--target-size`."""
+    from diffusers_vidvae.pipelines.compression_budget import parse_size
+
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise CommandError(f"--target-size {error}") from error
 
 
 def decompress(
@@ -138,6 +168,7 @@ def describe_compressed(compressed: CompressedVideo) -> dict[str, Any]:
         "fps": header.fps,
         **compression_statistics(compressed),
         "quantize": header.quantization,
+        "quality": quality_of(compressed),
         "size_mode": header.size_fit,
         "model_width": header.model_width,
         "model_height": header.model_height,
@@ -145,14 +176,25 @@ def describe_compressed(compressed: CompressedVideo) -> dict[str, Any]:
     }
 
 
+def quality_of(compressed: CompressedVideo) -> float | None:
+    """Quality of coded latents, where the file is with the axes that it is measured by."""
+    from diffusers_vidvae.codec import CodedFsvReader
+
+    windows = compressed.windows
+    if not isinstance(windows, CodedFsvReader) or windows.basis is None:
+        return None
+    return round(windows.basis.quality(compressed.header.step), 2)
+
+
 def summary(report: dict[str, Any]) -> dict[str, Any]:
     """The lines in which people read `describe_compressed`."""
     kbps = report["kbps"]
+    stored = report["quantize"] if report["quality"] is None else f"quality {report['quality']:.4g}"
     return {
         "model": report["model"],
         "clip": console.clip_text(report),
         "kept frames": f"{report['kept_frames']} of {report['num_frames']} ({100 * report['keep_rate']:.1f} %)",
-        "stored as": f"{report['quantize']}, {report['size_mode']}, {report['model_width']}x{report['model_height']}",
+        "stored as": f"{stored}, {report['size_mode']}, {report['model_width']}x{report['model_height']}",
         "value ratio": f"{report['value_ratio']:.1f} pixel values for each latent value",
         "bits per pixel": f"{report['bits_per_pixel']:.3f}" + ("" if kbps is None else f" ({kbps:.0f} kbit/s)"),
     }

@@ -27,7 +27,7 @@ CONFIG_KEY = "_latents_basis"
 _PLAIN_UNIT = 0.3
 
 # Noise of quality 50 for each part of the model's own error.
-_NOISE_SHARE = 0.12
+_NOISE_SHARE = 0.15
 
 # Mean magnitude of a normal distribution with a deviation of one.
 _MEAN_MAGNITUDE = 0.8
@@ -95,6 +95,26 @@ class LatentsBasis:
         """Channels as they are, each with a step in proportion to its deviation."""
         mean, deviations = (np.asarray(values, dtype=np.float64) for values in (mean, deviations))
         return cls(mean, np.diag(1 / deviations), np.ones(len(mean)), _PLAIN_UNIT)
+
+    @classmethod
+    def of_latents(cls, latents: np.ndarray) -> LatentsBasis:
+        """Channels as they are, with the mean and deviation of `(channels, ...)`, as float32 holds them.
+
+        Raises:
+            FsvError: A latent is not finite.
+        """
+        values = latents.reshape(len(latents), -1)
+        if not np.isfinite(values).all():
+            raise FsvError(f"latents: {int((~np.isfinite(values)).sum())} values are not finite.")
+        deviations = values.std(axis=1)
+        # Channels that hardly vary here may do so later.
+        deviations = np.maximum(deviations, max(1e-3 * deviations.max(), 1e-6))
+        return cls.of_channels(values.mean(axis=1).astype(np.float32), deviations.astype(np.float32))
+
+    @property
+    def channel_deviations(self) -> list[float]:
+        """Deviation of every channel, of channels as they are."""
+        return [float(np.float32(1 / scale)) for scale in self.forward.diagonal()]
 
     @classmethod
     def of_covariances(
