@@ -193,7 +193,8 @@ def stats(
         bool,
         typer.Option(
             "--update",
-            help="Write mean and deviation into the config of --model, a folder; beside it if it takes none.",
+            help="Write mean and deviation into the config of --model, a folder, or beside it if it takes none, and"
+            " the axes in which .fsv files store its latents (a backward pass for each of up to 16 files).",
         ),
     ] = False,
     device: Device = None,
@@ -202,6 +203,7 @@ def stats(
 ) -> None:
     """Compute mean and standard deviation of a model's latents, channel by channel, and the KL divergence."""
     from diffusers_vidvae.autoencoders.latent_statistics import latent_statistics
+    from diffusers_vidvae.autoencoders.latents_basis import measure_latents_basis
 
     config_file = find_config(model) if update else None
     paths = [path for item in inputs for path in media_in(item)]
@@ -216,6 +218,8 @@ def stats(
 
         found = latent_statistics(vae, remaining(), rate_of_frames, max_frames=max_frames, state_file=state)
     if config_file is not None:
+        basis = measure_latents_basis(vae, paths)
+        write_basis(config_file, basis.to_config())
         config_file = update_statistics(vae, config_file, found)
     report = {"model": models.model_name(model), "class": type(vae).__name__, **asdict(found), "updated": config_file}
     if json:
@@ -239,6 +243,14 @@ def find_config(model: str | None) -> Path:
         if file.is_file():
             return file
     raise CommandError(f"--update: needs a --model that is a folder here, got {models.model_name(model)}.")
+
+
+def write_basis(config_file: Path, basis: dict[str, Any]) -> None:
+    """Puts the axes of latents where any model's config keeps them, under a private name."""
+    from diffusers_vidvae.codec.latents_basis import CONFIG_KEY
+
+    values = json_module.loads(config_file.read_text()) | {CONFIG_KEY: basis}
+    write_file(config_file, json_module.dumps(values, indent=2) + "\n", overwrite=True, error=CommandError)
 
 
 def update_statistics(vae: ModelMixin, config_file: Path, found: LatentStatistics) -> Path:

@@ -1,26 +1,37 @@
-"""Sizes, errors, times and memory of `.fsv` files.
+"""Bits and PSNR of `.fsv` files beside those of other codecs; sizes, times and memory of raw files.
 
-python tests/benchmarks/bench_fsv.py               # Gaussian latents of the published shape
-python tests/benchmarks/bench_fsv.py clip.fsv      # and how a real clip's latents take each quantization
+python tests/benchmarks/bench_fsv.py --clips a.mp4 b.mp4      # rate and distortion, with the demo model or --model FOLDER
+python tests/benchmarks/bench_fsv.py --clips a.mp4 --crop 64  # a square of 64 pixels from the middle
+python tests/benchmarks/bench_fsv.py --speed                  # the entropy coder at 1280x720, a quarter kept
+python tests/benchmarks/bench_fsv.py                          # raw files: Gaussian latents of the published shape
+python tests/benchmarks/bench_fsv.py clip.fsv                 # and how a real clip's latents take each quantization
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import resource
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import av
+import numpy as np
 import torch
+from PIL import Image
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from diffusers_vidvae import VideoCompressionPipeline, demo_model  # noqa: E402
 from diffusers_vidvae.codec import (  # noqa: E402
     QUANTIZATIONS,
     CompressedVideo,
@@ -30,6 +41,8 @@ from diffusers_vidvae.codec import (  # noqa: E402
     dequantize,
     quantize,
 )
+from diffusers_vidvae.codec.entropy_coder import FrameDecoder, FrameEncoder  # noqa: E402
+from diffusers_vidvae.media import VideoReader  # noqa: E402
 
 
 CHANNELS, SIDE, CLIP_FRAMES, KEPT = 96, 16, 32, 6
@@ -38,7 +51,18 @@ CHANNELS, SIDE, CLIP_FRAMES, KEPT = 96, 16, 32, 6
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", nargs="?", help="an .fsv file, best one of fp32 latents")
+    parser.add_argument("--clips", nargs="+", type=Path, help="videos to measure rate and distortion on")
+    parser.add_argument("--crop", type=int, help="side of the square to cut from the middle")
+    parser.add_argument("--frames", type=int, default=64, help="frames of every clip")
+    parser.add_argument("--model", help="folder of a model; the demo model by default")
+    parser.add_argument("--speed", action="store_true", help="time the entropy coder")
     arguments = parser.parse_args()
+    if arguments.clips:
+        show_rate_and_distortion(arguments.clips, arguments.crop, arguments.frames, arguments.model)
+        return
+    if arguments.speed:
+        show_speed()
+        return
     torch.manual_seed(0)
     show_errors("Gaussian", torch.randn(CHANNELS, KEPT, SIDE, SIDE))
     shifted = torch.randn(CHANNELS, KEPT, SIDE, SIDE) + torch.randn(CHANNELS, 1, 1, 1)
@@ -113,6 +137,128 @@ def windows(num_frames: int) -> Iterator[LatentWindow]:
         gaps = torch.full((max(1, round(count * KEPT / CLIP_FRAMES)),), 5)
         latents = torch.randn(CHANNELS, len(gaps), SIDE, SIDE)
         yield LatentWindow(start=start, num_frames=count, gaps=gaps.clamp(max=count - 1), latents=latents)
+
+
+# Rate and distortion
+
+
+CRFS = {"libx264": (24, 30, 36, 42, 48), "libx265": (24, 30, 36, 42, 48), "libsvtav1": (30, 40, 48, 56, 63)}
+QUALITIES = (10, 25, 40, 50, 65, 80)
+IMAGE_QUALITIES = {"JPEG": (5, 15, 30, 60), "WEBP": (1, 10, 30, 60)}
+
+
+def show_rate_and_distortion(paths: list[Path], crop: int | None, num_frames: int, model: str | None) -> None:
+    """Mean bits per pixel and PSNR over the clips, and the BD-rate of every codec against x264."""
+    pipeline = VideoCompressionPipeline.from_pretrained(model or demo_model())
+    pipeline.set_progress_bar_config(disable=True)
+    curves: dict[str, dict[Any, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+    for path in paths:
+        clip = read_clip(path, crop, num_frames)
+        for quantize in ("int8", "int4"):
+            curves[f"version 1, {quantize}"][quantize].append(fsv_point(pipeline, clip, quantize=quantize))
+        for quality in QUALITIES:
+            curves["version 2"][quality].append(fsv_point(pipeline, clip, quality=quality))
+        for rate, quality in ((0.5, 38), (0.25, 36), (0.25, 26), (0.125, 26)):
+            point = fsv_point(pipeline, clip, quality=quality, rate=rate)
+            curves["version 2, frames dropped"][rate, quality].append(point)
+        for codec, crfs in CRFS.items():
+            for crf in crfs:
+                curves[codec][crf].append(video_point(clip, codec, crf))
+        for kind, qualities in IMAGE_QUALITIES.items():
+            for quality in qualities:
+                curves[kind][quality].append(image_point(clip, kind, quality))
+    means = {
+        name: [tuple(np.mean(points, axis=0)) for points in settings.values()] for name, settings in curves.items()
+    }
+    for name, points in means.items():
+        print(f"{name}: " + ", ".join(f"{bpp:.4f} bpp {psnr:.2f} dB" for bpp, psnr in sorted(points)))
+    for name, points in means.items():
+        if len(points) > 2 and name != "libx264":
+            change = bd_rate(means["libx264"], points)
+            print(
+                f"BD-rate of {name} against libx264: " + ("no common PSNR" if change is None else f"{change:+.0f} %")
+            )
+
+
+def read_clip(path: Path, crop: int | None, num_frames: int) -> np.ndarray:
+    """Frames `(T, H, W, 3)` of uint8, of even sides."""
+    frames = np.stack([frame.to_uint8() for frame in islice(VideoReader(path), num_frames)])
+    height, width = (min(crop or side, side) // 2 * 2 for side in frames.shape[1:3])
+    top, left = (frames.shape[1] - height) // 2, (frames.shape[2] - width) // 2
+    return np.ascontiguousarray(frames[:, top : top + height, left : left + width])
+
+
+def psnr_of(clip: np.ndarray, decoded: np.ndarray) -> float:
+    return float(10 * np.log10(255**2 / np.square(clip.astype(np.float64) - decoded).mean()))
+
+
+def fsv_point(pipeline: VideoCompressionPipeline, clip: np.ndarray, **options: Any) -> tuple[float, float]:
+    compressed = pipeline.compress(clip, **options)
+    decoded = np.concatenate(list(pipeline.decompress_frames(compressed)))
+    return compressed.bits_per_pixel, psnr_of(clip, decoded)
+
+
+def video_point(clip: np.ndarray, codec: str, crf: int) -> tuple[float, float]:
+    """Size of the packets alone, without a container."""
+    buffer = io.BytesIO()
+    preset = "6" if codec == "libsvtav1" else "slow"
+    size = 0
+    with av.open(buffer, "w", format="matroska") as container:
+        stream = container.add_stream(codec, rate=24, options={"crf": str(crf), "preset": preset})
+        stream.width, stream.height, stream.pix_fmt = clip.shape[2], clip.shape[1], "yuv420p"
+        for frame in [*map(av.VideoFrame.from_ndarray, clip), None]:
+            for packet in stream.encode(frame):
+                size += packet.size
+                container.mux(packet)
+    buffer.seek(0)
+    with av.open(buffer) as container:
+        decoded = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    return 8 * size / clip[..., 0].size, psnr_of(clip, decoded)
+
+
+def image_point(clip: np.ndarray, kind: str, quality: int) -> tuple[float, float]:
+    size, decoded = 0, []
+    for frame in clip:
+        buffer = io.BytesIO()
+        Image.fromarray(frame).save(buffer, kind, quality=quality)
+        size += buffer.tell()
+        decoded.append(np.asarray(Image.open(buffer).convert("RGB")))
+    return 8 * size / clip[..., 0].size, psnr_of(clip, np.stack(decoded))
+
+
+def bd_rate(anchor: list[tuple[float, float]], points: list[tuple[float, float]]) -> float | None:
+    """Mean difference of bits at equal PSNR in percent (Bjontegaard, VCEG-M33), between points joined by lines."""
+    curves = [np.array(sorted(curve, key=lambda point: point[1])) for curve in (anchor, points)]
+    low, high = max(curve[0, 1] for curve in curves), min(curve[-1, 1] for curve in curves)
+    if high - low < 0.1:
+        return None
+    psnrs = np.linspace(low, high, 200)
+    logs = [np.interp(psnrs, curve[:, 1], np.log(curve[:, 0])) for curve in curves]
+    return float(100 * (np.exp((logs[1] - logs[0]).mean()) - 1))
+
+
+def show_speed(height: int = 90, width: int = 160, channels: int = 24) -> None:
+    """Seconds of CPU time for each megapixel of 1280x720 frames, a quarter of which is kept, and of all kept."""
+    generator = np.random.default_rng(0)
+    field = generator.normal(size=(channels, height, width)).cumsum(1).cumsum(2)
+    field *= np.geomspace(8, 0.05, channels)[:, None, None] / field.std(axis=(1, 2), keepdims=True)
+    frames = []
+    for _ in range(6):
+        field = field + generator.laplace(size=field.shape) * 0.05 * field.std(axis=(1, 2), keepdims=True)
+        frames.append(np.rint(field).astype(np.int32))
+    scales = np.rint(np.geomspace(8, 0.05, channels) * 200).astype(np.int64)
+    start = time.process_time()
+    encoder = FrameEncoder(frames[0].shape, scales)
+    data = b"".join(encoder.encode_frame(frame) for frame in frames) + encoder.finish()
+    encoded = time.process_time()
+    decoder = FrameDecoder(frames[0].shape, scales, data, len(frames))
+    assert all(np.array_equal(decoder.decode_frame(), frame) for frame in frames)
+    decoded = time.process_time()
+    megapixels = len(frames) * height * width * 64 / 1e6
+    print(f"{8 * len(data) / megapixels / 1e6:.3f} bits for each pixel of kept frames")
+    for name, share in (("all kept", 1), ("a quarter kept", 4)):
+        speeds = [share * megapixels / seconds for seconds in (encoded - start, decoded - encoded)]
+        print(f"{name}: encodes {speeds[0]:.1f}, decodes {speeds[1]:.1f} megapixels a second of CPU time")
 
 
 if __name__ == "__main__":
