@@ -1,5 +1,6 @@
 r"""Clips to compressed latents and back."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DiffusionPipeline
-from diffusers.utils import replace_example_docstring
+from diffusers.utils import logging, replace_example_docstring
 from diffusers.video_processor import VideoProcessor
 
 from diffusers_vidvae.autoencoders import AnyVideoAutoencoder
@@ -46,9 +47,14 @@ from .compression_budget import DEFAULT_QUALITY, Budget, first_that, operating_p
 from .pipeline_output import VideoCompressionPipelineOutput
 
 
+logger = logging.get_logger(__name__)
+
 SIZE_MODES = ("auto", "pad", "tile", "resize")
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tiff")
+
+# From how many seconds on a run is announced.
+LONG_RUN = 180
 
 # What the original project writes its videos at.
 UNKNOWN_FPS = Fraction(30)
@@ -384,7 +390,7 @@ class VideoCompressionPipeline(DiffusionPipeline):
         callback_on_step_end: Callable[..., dict] | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006
     ) -> Iterator[LatentWindow]:
-        start = 0
+        start, started = 0, time.monotonic()
         if self.selects_frames:
             selected = self.vae.select_stream(encoded, **selection)
         else:
@@ -408,6 +414,8 @@ class VideoCompressionPipeline(DiffusionPipeline):
                 )
                 start += window.num_frames
                 progress_bar.update(window.num_frames)
+                if not index:
+                    _announce_long_run("Compressing", time.monotonic() - started, start, clip.num_frames)
                 if self.interrupt:
                     return
 
@@ -590,7 +598,11 @@ class VideoCompressionPipeline(DiffusionPipeline):
                 decoded = _tiled(decoded, self.vae, header.tile)
             else:
                 decoded = decode_any(self.vae, pieces, header.height, header.width)
+            started, seconds = time.monotonic(), None
             for frames in decoded:
+                if seconds is None:
+                    seconds = time.monotonic() - started
+                    _announce_long_run("Decompressing", seconds, frames.shape[2], header.num_frames)
                 yield _to_clip_size(frames, header)
                 progress_bar.update(frames.shape[2])
 
@@ -782,6 +794,18 @@ def _remembering(clip: Clip, source: list[np.ndarray]) -> Clip:
             yield frame
 
     return Clip(read, clip.height, clip.width, clip.fps, clip.num_frames, clip.name, count=clip.count_frames)
+
+
+def _announce_long_run(name: str, seconds: float, num_done: int, num_frames: int | None) -> None:
+    """Says how long a run will take that will take minutes, by its first window, and what would make it shorter."""
+    if num_frames is None or num_done >= num_frames:
+        return
+    left = seconds * (num_frames - num_done) / num_done
+    if left > LONG_RUN:
+        logger.warning(
+            f"{name} takes about {left / 60:.0f} minutes more; smaller frames take less, such as"
+            " `size_mode='resize'` when compressing makes of them."
+        )
 
 
 def _to_cpu(tensor: torch.Tensor | None) -> torch.Tensor | None:

@@ -1,6 +1,6 @@
 """Bits and PSNR of `.fsv` files beside those of other codecs; sizes, times and memory of raw files.
 
-python tests/benchmarks/bench_fsv.py --clips a.mp4 b.mp4      # rate and distortion, with the demo model or --model FOLDER
+python tests/benchmarks/bench_fsv.py --clips a.mp4 b.mp4      # rate and distortion; --model FOLDER for others
 python tests/benchmarks/bench_fsv.py --clips a.mp4 --crop 64  # a square of 64 pixels from the middle
 python tests/benchmarks/bench_fsv.py --speed                  # the entropy coder at 1280x720, a quarter kept
 python tests/benchmarks/bench_fsv.py                          # raw files: Gaussian latents of the published shape
@@ -154,8 +154,8 @@ def show_rate_and_distortion(paths: list[Path], crop: int | None, num_frames: in
     curves: dict[str, dict[Any, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
     for path in paths:
         clip = read_clip(path, crop, num_frames)
-        for quantize in ("int8", "int4"):
-            curves[f"version 1, {quantize}"][quantize].append(fsv_point(pipeline, clip, quantize=quantize))
+        for kind in ("int8", "int4"):
+            curves[f"version 1, {kind}"][kind].append(fsv_point(pipeline, clip, quantize=kind))
         for quality in QUALITIES:
             curves["version 2"][quality].append(fsv_point(pipeline, clip, quality=quality))
         for rate, quality in ((0.5, 38), (0.25, 36), (0.25, 26), (0.125, 26)):
@@ -164,9 +164,9 @@ def show_rate_and_distortion(paths: list[Path], crop: int | None, num_frames: in
         for codec, crfs in CRFS.items():
             for crf in crfs:
                 curves[codec][crf].append(video_point(clip, codec, crf))
-        for kind, qualities in IMAGE_QUALITIES.items():
+        for format, qualities in IMAGE_QUALITIES.items():
             for quality in qualities:
-                curves[kind][quality].append(image_point(clip, kind, quality))
+                curves[format][quality].append(image_point(clip, format, quality))
     means = {
         name: [tuple(np.mean(points, axis=0)) for points in settings.values()] for name, settings in curves.items()
     }
@@ -182,7 +182,7 @@ def show_rate_and_distortion(paths: list[Path], crop: int | None, num_frames: in
 
 def read_clip(path: Path, crop: int | None, num_frames: int) -> np.ndarray:
     """Frames `(T, H, W, 3)` of uint8, of even sides."""
-    frames = np.stack([frame.to_uint8() for frame in islice(VideoReader(path), num_frames)])
+    frames = np.stack([frame.data for frame in islice(VideoReader(path), num_frames)])
     height, width = (min(crop or side, side) // 2 * 2 for side in frames.shape[1:3])
     top, left = (frames.shape[1] - height) // 2, (frames.shape[2] - width) // 2
     return np.ascontiguousarray(frames[:, top : top + height, left : left + width])

@@ -296,3 +296,16 @@ def test_a_coded_file_cannot_claim_windows_beyond_all_measure(tmp_path, pipeline
     with pytest.raises(FsvError, match="clip_num_frames: windows of 65535 frames exceed"):
         CompressedVideo.load(tmp_path / "clip.fsv")
     assert Path(tmp_path / "clip.fsv").stat().st_size < 60000
+
+
+def test_a_run_of_minutes_is_announced(pipeline, clip, monkeypatch, capsys):
+    from diffusers_vidvae.pipelines import pipeline_video_compression as module
+
+    said = []
+    monkeypatch.setattr(module.logger, "warning", said.append)
+    monkeypatch.setattr(module, "LONG_RUN", 0)
+    pipeline.decompress(pipeline.compress(clip), output_type="np")
+    assert [text.split()[0] for text in said] == ["Compressing", "Decompressing"]
+    monkeypatch.setattr(module, "LONG_RUN", 1e9)
+    pipeline.compress(clip)
+    assert len(said) == 2
