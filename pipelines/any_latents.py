@@ -55,12 +55,14 @@ def encode_any(vae: ModelMixin, clip: Clip, device: torch.device) -> tuple[dict[
     channels, num_latents, height, width = first.latents.shape[1:]
     if num_latents > first.num_frames:
         raise ValueError(f"{clip.name}: {num_latents} latents of {first.num_frames} frames are too many to store.")
-    _, model_height, model_width = model.geometry.padded_size(first.num_frames, clip.height, clip.width)
+    # Some models pad frames by themselves, beyond the sizes that they take.
+    _, *sides = model.geometry.padded_size(first.num_frames, clip.height, clip.width)
+    ratio = max(-(-side // length) for side, length in zip(sides, (height, width), strict=True))
     # A stream holds back up to one latent's frames from one piece to the next.
     longest = (plan.chunk_frames or 0) + int(getattr(vae, "temporal_compression_ratio", 1) or 1)
     sizes = {
-        "model_height": model_height,
-        "model_width": model_width,
+        "model_height": height * ratio,
+        "model_width": width * ratio,
         "clip_num_frames": max(first.num_frames, longest),
         "latent_channels": channels,
         "latent_height": height,
