@@ -12,7 +12,6 @@ from diffusers_vidvae import (
     AutoencoderKL3D,
     FlowMatchGapScheduler,
     GapDiTPipeline,
-    VideoCompressionPipeline,
     demo_model,
 )
 from diffusers_vidvae.schedulers.scheduling_flow_match_gap import GapPlan
@@ -62,14 +61,12 @@ def test_what_needs_an_autoencoder_says_so(pipe):
         pipe.decode(torch.zeros(1, 6, 2, 4, 4), torch.tensor([[0, 1, 2]]), 8)
 
 
-@pytest.mark.parametrize("pipeline", [DiffusionPipeline, GapDiTPipeline, VideoCompressionPipeline])
+@pytest.mark.parametrize("pipeline", [DiffusionPipeline, GapDiTPipeline])
 def test_another_autoencoder_is_named(pipeline):
     with torch.device("meta"):
         vae = AutoencoderKL3D(block_out_channels=(8,) * 4)
     with pytest.raises(ValueError, match=r"Pipeline needs a FrameSelectVAE as `vae`, got AutoencoderKL3D\."):
-        VideoCompressionPipeline(vae) if pipeline is VideoCompressionPipeline else pipeline.from_pretrained(
-            demo_model("generation"), vae=vae
-        )
+        pipeline.from_pretrained(demo_model("generation"), vae=vae)
 
 
 # Parity
