@@ -118,21 +118,17 @@ class Encoder3D(CheckpointingModule):
         pixels, at_start = hidden_states, not state
         if full_resolution_frames and state is None and pixels.shape[2] > 1:
             state = ()
-        states = split_state(state, len(self.down_blocks) + 3)
-        for index, level in enumerate(cast(Iterable[Level3D], self.down_blocks.values())):
-            pieces = []
-            step = (
-                full_resolution_frames
-                and divide_up(full_resolution_frames << index, level.frame_step) * level.frame_step
-            )
-            for piece in split_frames(hidden_states, step, at_start and self.first_frame_alone):
-                if index == 0:
-                    piece, states[0] = self.run(self.conv_in, piece, states[0])  # (B, C_0, t, H, W)
-                piece, states[1 + index] = level(piece, states[1 + index])
-                pieces.append(piece)
-            hidden_states = join_frames(pieces)  # (B, C_i, T_i, H_i, W_i)
-        hidden_states, states[-2] = self.mid_block(hidden_states, states[-2])  # (B, C_n, T', h, w)
-        hidden_states, states[-1] = self.run(self.conv_out, hidden_states, states[-1])
+        levels = [cast(Level3D, level) for level in self.down_blocks.values()]
+        states = split_state(state, len(levels) + 1)
+        for index, level in enumerate(levels):
+            step = full_resolution_frames and divide_up(full_resolution_frames << index, level.frame_step)
+            step = step and step * level.frame_step
+            pieces = split_frames(hidden_states, step, at_start and self.first_frame_alone)
+            blocks = [self.conv_in, *level.blocks()] if index == 0 else level.blocks()
+            del hidden_states
+            hidden_states, states[index] = self.run_pieces(blocks, pieces, states[index])  # (B, C_i, T_i, H_i, W_i)
+        blocks = [*self.mid_block.blocks(), self.conv_out]
+        hidden_states, states[-1] = self.run_pieces(blocks, [hidden_states], states[-1])  # (B, C, T', h, w)
         if self.linear_path is not None:
             mean, logvar = hidden_states.chunk(2, dim=1)
             hidden_states = torch.cat([mean + self.linear_path(pixels, at_start), logvar], dim=1)
@@ -192,27 +188,37 @@ class Decoder3D(CheckpointingModule):
         latents, at_start = hidden_states, not state
         if full_resolution_frames and state is None and latents.shape[2] > 1:
             state = ()
-        states = split_state(state, len(self.up_blocks) + 3)
-        hidden_states, states[0] = self.run(self.conv_in, hidden_states, states[0])  # (B, C_n, T', h, w)
-        hidden_states, states[1] = self.mid_block(hidden_states, states[1])
-        hidden_states = self._run_levels(hidden_states, states, 0, full_resolution_frames)  # (B, C, T, H, W)
+        states = split_state(state, len(self.up_blocks) + 2)
+        blocks = [self.conv_in, *self.mid_block.blocks()]
+        hidden_states, states[0] = self.run_pieces(blocks, [hidden_states], states[0])  # (B, C_n, T', h, w)
+        pieces = split_frames(hidden_states, self._step(0, full_resolution_frames))
+        del hidden_states
+        hidden_states = self._run_levels(pieces, states, 0, full_resolution_frames)  # (B, C, T, H, W)
         if self.linear_path is not None:
             hidden_states = hidden_states + self.linear_path(latents, at_start)
         return hidden_states, tuple(states)
 
+    def _step(self, index: int, full_resolution_frames: int | None) -> int | None:
+        """Frames that a level takes at a time."""
+        return full_resolution_frames and full_resolution_frames << max(0, len(self.up_blocks) - 1 - index)
+
     def _run_levels(
-        self, hidden_states: torch.Tensor, states: list[State], index: int, full_resolution_frames: int | None
+        self, pieces: list[torch.Tensor], states: list[State], index: int, full_resolution_frames: int | None
     ) -> torch.Tensor:
-        """Runs the levels from `index` on, each on pieces of which all later levels make pixels before the next."""
-        num_left = len(self.up_blocks) - index
-        if num_left == 0:
-            hidden_states, states[-1] = self.run(self.conv_out, hidden_states, states[-1])
-            return hidden_states
-        pixels = []
-        for piece in split_frames(hidden_states, full_resolution_frames and full_resolution_frames << (num_left - 1)):
-            piece, states[2 + index] = self.up_blocks[str(index)](piece, states[2 + index])  # (B, C_i, t_i, H_i, W_i)
-            pixels.append(self._run_levels(piece, states, index + 1, full_resolution_frames))
-        return join_frames(pixels)
+        """Runs the levels from `index` on, and makes pixels of one piece, taken out of the list, before the next."""
+        if index == len(self.up_blocks):
+            pixels, states[-1] = self.run_pieces([self.conv_out], pieces, states[-1])
+            return pixels
+        blocks = cast(Level3D, self.up_blocks[str(index)]).blocks()
+        outputs = []
+        while pieces:
+            piece, states[1 + index] = self.run_pieces(
+                blocks, [pieces.pop(0)], states[1 + index]
+            )  # (B, C_i, t_i, ...)
+            parts = split_frames(piece, self._step(index + 1, full_resolution_frames))
+            del piece
+            outputs.append(self._run_levels(parts, states, index + 1, full_resolution_frames))
+        return join_frames(outputs)
 
 
 def compression_ratios(temporal_downsample: Sequence[bool]) -> tuple[int, int, int]:

@@ -6,7 +6,7 @@ a clip in pieces gives the result of the whole clip. A clip starts by repeating 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -203,12 +203,12 @@ class FrameAttention(nn.Module, AttentionModuleMixin):
         self.to_out = nn.Linear(channels, channels)
         self.processor = FrameAttnProcessor()
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, state: State = None) -> tuple[torch.Tensor, State]:
         batch_size, channels, num_frames, height, width = hidden_states.shape
         tokens = self.norm(hidden_states).permute(0, 2, 3, 4, 1).reshape(-1, height * width, channels)
         tokens = self.processor(self, tokens)
         frames = tokens.reshape(batch_size, num_frames, height, width, channels).permute(0, 4, 1, 2, 3)
-        return hidden_states + frames
+        return hidden_states + frames, state
 
 
 class Downsample3D(nn.Module):
@@ -277,8 +277,21 @@ class CheckpointingModule(nn.Module):
             return self._gradient_checkpointing_func(block, hidden_states, state)
         return block(hidden_states, state)
 
+    def run_pieces(
+        self, blocks: list[nn.Module], pieces: list[torch.Tensor], state: State
+    ) -> tuple[torch.Tensor, State]:
+        """Runs consecutive pieces, taken out of their list to be freed, through blocks that have a state together."""
+        states = split_state(state, len(blocks))
+        outputs = []
+        while pieces:
+            hidden_states = pieces.pop(0)
+            for index, block in enumerate(blocks):
+                hidden_states, states[index] = self.run(block, hidden_states, states[index])
+            outputs.append(hidden_states)
+        return join_frames(outputs), tuple(states)
 
-class Level3D(CheckpointingModule):
+
+class Level3D(nn.Module):
     """Residual blocks at one resolution, perhaps an attention after the first, then perhaps a resampling."""
 
     def __init__(
@@ -301,26 +314,24 @@ class Level3D(CheckpointingModule):
         self.resampler = resampler
         self.frame_step = 2 if isinstance(resampler, Downsample3D) and resampler.time else 1
 
-    def forward(self, hidden_states: torch.Tensor, state: State = None) -> tuple[torch.Tensor, State]:
-        states = split_state(state, len(self.resnets) + 1)
-        for index, resnet in enumerate(self.resnets):
-            hidden_states, states[index] = self.run(resnet, hidden_states, states[index])
-            if index == 0 and self.attention is not None:
-                hidden_states = self.attention(hidden_states)
-        if self.resampler is not None:
-            hidden_states, states[-1] = self.run(self.resampler, hidden_states, states[-1])
-        return hidden_states, tuple(states)
+    def blocks(self) -> list[nn.Module]:
+        r"""Its blocks in the order in which they run.
+
+        A level is not called itself: the caller of a function holds on to the input, here the largest tensor of all.
+        """
+        blocks: list[nn.Module] = list(self.resnets)
+        if self.attention is not None:
+            blocks.insert(1, self.attention)
+        return blocks if self.resampler is None else [*blocks, self.resampler]
 
 
-def split_frames(
-    hidden_states: torch.Tensor, num_frames: int | None, first_alone: bool = False
-) -> Sequence[torch.Tensor]:
+def split_frames(hidden_states: torch.Tensor, num_frames: int | None, first_alone: bool = False) -> list[torch.Tensor]:
     """Pieces of at most `num_frames`, all frames by default, perhaps after one of the first frame."""
     if num_frames is None or hidden_states.shape[2] <= num_frames:
         return [hidden_states]
     if first_alone:
         return [hidden_states[:, :, :1], *hidden_states[:, :, 1:].split(num_frames, dim=2)]
-    return hidden_states.split(num_frames, dim=2)
+    return list(hidden_states.split(num_frames, dim=2))
 
 
 def join_frames(pieces: list[torch.Tensor]) -> torch.Tensor:
