@@ -69,7 +69,8 @@ def compress(
     console.check_output(output, force, [".fsv"])
     rate_of_frames = models.parse_fps(fps)
     if threshold is not None and mode != Mode.threshold:
-        raise CommandError(f"--threshold {threshold}: is for --mode threshold, got --mode {mode and mode.value}.")
+        given = "no --mode" if mode is None else f"--mode {mode.value}"
+        raise CommandError(f"--threshold {threshold}: is for --mode threshold, got {given}.")
     most_bytes = None if target_size is None else parse_target(target_size)
     pipeline = load_compression_pipeline(model, device, dtype)
     compressed = pipeline.compress_file(

@@ -126,6 +126,10 @@ class CodedFsvReader(FsvFile):
     def _open_group(self, file: BinaryIO, group: int) -> GroupDecoder:
         if self.basis is None:
             raise FsvError(f"basis: the latents need the basis {self.header.basis} of their model to be read.")
+        if len(self.basis.mean) != self.header.latent_channels:
+            raise FsvError(
+                f"latent_channels: {self.header.latent_channels} in the file, {len(self.basis.mean)} in the basis."
+            )
         start, stop = self._group_edges[group : group + 2]
         file.seek(start, io.SEEK_SET)
         per_group = self.header.windows_per_group

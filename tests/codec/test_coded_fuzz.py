@@ -102,7 +102,7 @@ def test_mutated_files_end_in_an_error_or_the_clip(data):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
 def test_a_hundred_thousand_mutated_files_end_in_an_error_or_the_clip(data, seed):
-    fuzz(data, 10_000, seed=100 + seed)
+    fuzz(data, 5_000, seed=100 + seed)  # every change is tried twice, with the checksum as it was and with a new one
 
 
 def test_a_file_of_noise_is_refused():
