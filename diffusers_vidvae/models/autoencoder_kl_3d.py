@@ -45,6 +45,7 @@ from .causal_blocks import (
     make_norm,
     split_frames,
     split_state,
+    starts_clip,
 )
 from .tiling import Tile, TileBlend, TileGrid
 
@@ -115,7 +116,7 @@ class Encoder3D(CheckpointingModule):
         Returns:
             Distribution parameters `(B, 2 * latent_channels, T', h, w)` and the state for the next piece.
         """
-        pixels, at_start = hidden_states, not state
+        pixels, at_start = hidden_states, starts_clip(state)
         if full_resolution_frames and state is None and pixels.shape[2] > 1:
             state = ()
         levels = [cast(Level3D, level) for level in self.down_blocks.values()]
@@ -185,7 +186,7 @@ class Decoder3D(CheckpointingModule):
         Returns:
             Pixels `(B, C, T, H, W)`, one frame if it stands for all, and the state for the next piece.
         """
-        latents, at_start = hidden_states, not state
+        latents, at_start = hidden_states, starts_clip(state)
         if full_resolution_frames and state is None and latents.shape[2] > 1:
             state = ()
         states = split_state(state, len(self.up_blocks) + 2)
@@ -591,8 +592,8 @@ class AutoencoderKL3D(
     def _encode_frames(self, x: torch.Tensor, state: State = None) -> tuple[torch.Tensor, State]:
         """Encodes a clip to distribution parameters, or the next frames of a stream; every tile has a state."""
         num_frames, height, width = x.shape[2:]
-        num_latents = self._num_latents(num_frames, at_start=not state)
-        chunks = self._plan_chunks(num_latents, at_start=not state)
+        num_latents = self._num_latents(num_frames, at_start=starts_clip(state))
+        chunks = self._plan_chunks(num_latents, at_start=starts_clip(state))
         height, width = (divide_up(side, self.spatial_compression_ratio) for side in (height, width))
         shape = (x.shape[0], 2 * self.config.latent_channels, num_latents, height, width)
         parameters = x.new_empty(shape, dtype=self.encoder.conv_in.conv.weight.dtype)
@@ -714,7 +715,7 @@ class AutoencoderKL3D(
         self, z: torch.Tensor, num_frames: int, height: int, width: int, state: State = None
     ) -> tuple[torch.Tensor, State]:
         """Decodes a clip and crops it, or the next latents of a stream; every tile has a state."""
-        chunks = self._plan_chunks(z.shape[2], at_start=not state)
+        chunks = self._plan_chunks(z.shape[2], at_start=starts_clip(state))
         shape = (z.shape[0], self.config.out_channels, num_frames, height, width)
         sample = z.new_empty(shape, dtype=self.decoder.conv_in.conv.weight.dtype)
 

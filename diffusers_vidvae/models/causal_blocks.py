@@ -58,9 +58,14 @@ def activate(hidden_states: torch.Tensor) -> torch.Tensor:
     return F.silu(hidden_states, inplace=not torch.is_grad_enabled())
 
 
+def starts_clip(state: State) -> bool:
+    """Whether a clip begins here; in words that the compiler knows of tuples."""
+    return state is None or len(state) == 0
+
+
 def split_state(state: State, num_parts: int) -> list[State]:
     """The states of the parts of what has `state`."""
-    return list(state) if state else [state] * num_parts
+    return [state] * num_parts if starts_clip(state) else list(state)
 
 
 def causal_pad(
