@@ -100,8 +100,8 @@ def test_mutated_files_end_in_an_error_or_the_clip(data):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(10))
-def test_a_hundred_thousand_mutated_files_end_in_an_error_or_the_clip(data, seed):
+@pytest.mark.parametrize("seed", range(3))
+def test_ten_thousand_mutated_files_end_in_an_error_or_the_clip(data, seed):
     fuzz(data, 5_000, seed=100 + seed)  # every change is tried twice, with the checksum as it was and with a new one
 
 
