@@ -19,7 +19,7 @@ from diffusers_vidvae.models.tiling import tile_spans
 
 
 # Rounding of values up to 4 through some 30 layers; what is wrong differs by more than 1e-2.
-assert_equal = partial(torch.testing.assert_close, rtol=0, atol=5e-5)
+assert_equal = partial(torch.testing.assert_close, rtol=0, atol=1e-5)
 
 
 OPTIONS = [{}, {"first_frame_alone": True}, {"linear_path": True}, {"first_frame_alone": True, "linear_path": True}]
@@ -182,9 +182,11 @@ def test_images_train_the_same_kernels(vae):
 def test_batch_mates_and_slicing_do_not_matter(vae, num_frames):
     x = clip(num_frames, batch_size=3)
     together = vae(x).sample
-    assert_equal(together, torch.cat([vae(single).sample for single in x.split(1)]))
+    # Convolutions of another batch size add up in another order: 3e-5 was seen with these weights.
+    one_by_one = torch.cat([vae(single).sample for single in x.split(1)])
+    torch.testing.assert_close(together, one_by_one, rtol=0, atol=5e-5)
     vae.enable_slicing()
-    assert_equal(vae(x).sample, together)
+    torch.testing.assert_close(vae(x).sample, together, rtol=0, atol=5e-5)
 
 
 @pytest.fixture
