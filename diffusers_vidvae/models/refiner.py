@@ -8,14 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+# Asked once: torch.compile does not trace the question.
+HAS_ONEDNN = torch.backends.mkldnn.is_available()
+
 
 class RefinerConv3d(nn.Conv3d):
     """Convolution of oneDNN on a CPU: PyTorch leaves small clips to a kernel of its own, nine times as slow."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         is_plain = hidden_states.device.type == "cpu" and hidden_states.dtype == self.weight.dtype == torch.float32
-        has_onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
-        if not (is_plain and has_onednn) or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if not (HAS_ONEDNN and is_plain) or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return super().forward(hidden_states)
         settings = self.padding, self.stride, self.dilation, self.groups
         return torch.ops.aten.mkldnn_convolution(hidden_states, self.weight, self.bias, *settings)
