@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+
 # Asked once: torch.compile does not trace the question.
 HAS_ONEDNN = torch.backends.mkldnn.is_available()
 
