@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
+from diffusers.loaders import FromOriginalModelMixin
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
@@ -32,6 +32,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from .causal_blocks import State, make_norm, split_state, starts_clip
 from .causal_coders import Decoder3D, Encoder3D, compression_ratios, divide_up
+from .convolution_adapters import ConvolutionAdapterMixin
 from .tiling import Tile, TileBlend, TileGrid
 
 
@@ -74,7 +75,7 @@ DERIVED_ENTRIES = (
 
 
 class AutoencoderKL3D(
-    ModelMixin, AutoencoderMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin, FromOriginalModelMixin
+    ModelMixin, AutoencoderMixin, ConfigMixin, AttentionMixin, ConvolutionAdapterMixin, FromOriginalModelMixin
 ):
     r"""Causal 3D convolutional KL autoencoder for images and for video of any length.
 

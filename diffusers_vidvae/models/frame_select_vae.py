@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
+from diffusers.loaders import FromOriginalModelMixin
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_utils import ModelMixin
@@ -21,6 +21,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from .clip_windows import clip_windows, cut_clip, join_windows, stack_padded, stream_windows
+from .convolution_adapters import ConvolutionAdapterMixin
 from .factored_attention import RotaryEmbedding
 from .frame_fill import FillToken, InterpolatedFill, WienerFill, clip_lengths
 from .frame_select_coders import FrameSelectDecoder, FrameSelectEncoder
@@ -76,7 +77,7 @@ class FrameSelectOutput(BaseOutput):
 
 
 class FrameSelectVAE(
-    ModelMixin, AutoencoderMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin, FromOriginalModelMixin
+    ModelMixin, AutoencoderMixin, ConfigMixin, AttentionMixin, ConvolutionAdapterMixin, FromOriginalModelMixin
 ):
     r"""Autoencoder that gives every frame a latent and a keep probability, and decodes clips from kept frames alone.
 
@@ -431,7 +432,7 @@ class FrameSelectVAE(
         batch_size, total_frames = keep_probs.shape
         checked_mask = check_frame_mask(frame_mask, batch_size, total_frames)
         mask = torch.ones_like(keep_probs, dtype=torch.bool) if checked_mask is None else checked_mask
-        if total_frames <= self.config.clip_num_frames:
+        if batch_size == 0 or total_frames <= self.config.clip_num_frames:
             return select_frames(keep_probs, mask, mode, num_frames, rate, threshold, generator)
 
         options = {"mode": mode, "num_frames": num_frames, "rate": rate, "threshold": threshold}
@@ -700,7 +701,7 @@ class FrameSelectVAE(
         clip_num_frames = self.config.clip_num_frames
         batch_size, _, num_frames = clips[0].shape[:3]
         ragged_windows = frame_mask is not None and num_frames > clip_num_frames
-        if batch_size == 1 and frame_mask is None or not (self.use_slicing or ragged_windows):
+        if batch_size <= 1 and frame_mask is None or not (self.use_slicing or ragged_windows):
             return join_windows(run_windows([clips], clip_num_frames, frame_mask))
         lengths = [num_frames] * batch_size if frame_mask is None else frame_mask.sum(dim=1).tolist()
         results = [
@@ -755,7 +756,7 @@ class FrameSelectVAE(
         return sample
 
     def _check_latents(self, latents: torch.Tensor) -> None:
-        if latents.ndim != 5 or latents.shape[1] != self.config.latent_channels or 0 in latents.shape:
+        if latents.ndim != 5 or latents.shape[1] != self.config.latent_channels or 0 in latents.shape[2:]:
             raise ValueError(
                 f"`latents` must have shape (batch, {self.config.latent_channels}, frames, height, width), got"
                 f" {tuple(latents.shape)}."

@@ -137,6 +137,8 @@ def select_frames(
     generator: Generators,
 ) -> torch.Tensor:
     r"""Chooses frames of clips of one window each; the arguments are those of `FrameSelectVAE.select_frames`."""
+    if len(keep_probs) == 0:
+        return torch.zeros_like(keep_probs, dtype=torch.bool)
     probs = keep_probs.float() * frame_mask
     if mode in ("threshold", "bernoulli"):
         is_bernoulli = mode == "bernoulli"

@@ -119,6 +119,21 @@ def test_slicing_changes_nothing(vae):
     assert_close(sliced.keep_probs, expected.keep_probs)
 
 
+@pytest.mark.parametrize("num_frames", [1, 9])
+def test_an_empty_batch_gives_an_empty_result(any_size_vae, num_frames):
+    x = clips(0, num_frames, 16, 40)
+    for slicing, tiling in ((False, False), (True, False), (False, True)):
+        any_size_vae.use_slicing, any_size_vae.use_tiling = slicing, tiling
+        encoded = any_size_vae.encode(x)
+        keep_mask = any_size_vae.select_frames(encoded.keep_probs, num_frames=num_frames)
+        assert keep_mask.shape == encoded.keep_probs.shape == (0, num_frames)
+        latents = encoded.latent_dist.mode()
+        assert latents.shape == (0, 6, num_frames, 2, 5)
+        assert any_size_vae.decode(latents, keep_mask).sample.shape == x.shape
+        assert any_size_vae(x, frame_mask=torch.ones(0, num_frames, dtype=torch.bool)).sample.shape == x.shape
+    any_size_vae.use_slicing = any_size_vae.use_tiling = False
+
+
 def test_windows_cover_a_clip_once():
     assert clip_windows(3, 4) == [(0, 3, 0)]
     assert clip_windows(4, 4) == [(0, 4, 0)]
