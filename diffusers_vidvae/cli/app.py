@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from . import (
+    comparison,
     compression,
     console,
     conversion,
@@ -58,7 +59,18 @@ def _options(
     pass
 
 
-for module in (compression, reconstruction, evaluation, generation, inspection, conversion, training, demo_clip, demo):
+for module in (
+    compression,
+    comparison,
+    reconstruction,
+    evaluation,
+    generation,
+    inspection,
+    conversion,
+    training,
+    demo_clip,
+    demo,
+):
     module.add_commands(app)
 
 

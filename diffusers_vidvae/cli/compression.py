@@ -34,7 +34,7 @@ def compress(
     output: Output,
     model: Model = None,
     quality: Annotated[
-        float | None, typer.Option(help="Quality of the latents, from 0 to 100. Default: 50.", show_default=False)
+        float | None, typer.Option(help="Quality of the latents, from 0 to 100. Default: 25.", show_default=False)
     ] = None,
     target_size: Annotated[
         str | None, typer.Option(help="Size that the file may have, such as `200kB`; chooses frames and quality.")
@@ -91,7 +91,7 @@ def compress(
         fps=rate_of_frames,
     )
     report = describe_compressed(compressed) | {"model": models.model_name(model), "input": input, "output": output}
-    report["input_bytes"] = _size_of(input)
+    report["input_bytes"] = size_of(input)
     if json:
         console.print_json(report)
         return
@@ -155,7 +155,7 @@ def decompress(
         console.print_json(report)
         return
     fields = {"model": report["model"], "clip": console.clip_text(report)}
-    console.print_fields(f"{output}: {console.size_text(_size_of(output))}", fields)
+    console.print_fields(f"{output}: {console.size_text(size_of(output))}", fields)
 
 
 def describe_compressed(compressed: CompressedVideo) -> dict[str, Any]:
@@ -201,6 +201,7 @@ def summary(report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _size_of(path: Path) -> int:
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of the files of a folder."""
     files = path.iterdir() if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files)

@@ -22,6 +22,7 @@ TOUR = (
     ("Its latents, of the frames worth keeping.", "compress clip.mp4 --output clip.fsv"),
     ("What is in the file.", "info clip.fsv"),
     ("Every frame again, the others filled in.", "decompress clip.fsv --output back.mp4"),
+    ("Both side by side, on a page for any browser.", "compare clip.mp4 clip.fsv --output compared.html"),
     ("How near they come.", "evaluate clip.mp4"),
     (
         "A video from noise.",
@@ -52,7 +53,8 @@ def demo(
 def arguments_of(line: str, folder: Path, device: str | None, force: bool) -> list[str]:
     """Arguments of a command of the tour, with its files in the folder."""
     arguments = [
-        str(folder / part) if Path(part).suffix in (".mp4", ".fsv", ".png") else part for part in shlex.split(line)
+        str(folder / part) if Path(part).suffix in (".mp4", ".fsv", ".png", ".html") else part
+        for part in shlex.split(line)
     ]
     if arguments[0] not in ("demo-clip", "info") and device is not None:
         arguments += ["--device", device]

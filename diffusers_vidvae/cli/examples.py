@@ -9,6 +9,7 @@ EXAMPLES = {
     "compress": "vidvae compress clip.mp4 --output clip.fsv",
     "info": "vidvae info clip.fsv",
     "decompress": "vidvae decompress clip.fsv --output back.mp4",
+    "compare": "vidvae compare clip.mp4 clip.fsv --output compared.html",
     "reconstruct": "vidvae reconstruct clip.mp4 --output reconstructed.mp4",
     "evaluate": "vidvae evaluate clip.mp4 --rate 0.25",
     "generate": "vidvae generate --output generated.mp4 --num-latent-frames 4 --steps 20 --seed 0",

@@ -18,6 +18,8 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8
 DASHES = ("", "6 3", "2 3", "14 3 2 3")
 _MARKER = 4
 
+BITS_PER_PIXEL = "bits per pixel"
+
 
 @dataclass(frozen=True)
 class Series:
@@ -29,34 +31,53 @@ class Series:
     dash: int = 0
 
 
-def draw_svg(series: Sequence[Series], y_label: str) -> str:
-    r"""Curves over a logarithmic axis of bits per pixel, with a legend below."""
-    xs = [math.log10(x) for line in series for x, _ in line.points]
-    ys = [y for line in series for _, y in line.points]
-    (x_low, x_high), (y_low, y_high) = _padded(min(xs), max(xs)), _padded(min(ys), max(ys))
+class Axes:
+    """Where values lie on a chart that has room for all of them; bits per pixel on a logarithmic axis."""
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = (math.log10(x) - x_low) / (x_high - x_low)
-        up = (y - y_low) / (y_high - y_low)
-        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
+    def __init__(self, series: Sequence[Series], is_logarithmic: bool) -> None:
+        self.is_logarithmic = is_logarithmic
+        self.x_low, self.x_high = _padded([self._along(x) for line in series for x, _ in line.points])
+        self.y_low, self.y_high = _padded([y for line in series for _, y in line.points])
 
+    def place(self, x: float, y: float) -> tuple[float, float]:
+        """Pixels from the left and from the top."""
+        return self.left(x), self.top(y)
+
+    def left(self, x: float) -> float:
+        return LEFT + (self._along(x) - self.x_low) / (self.x_high - self.x_low) * (WIDTH - LEFT - RIGHT)
+
+    def top(self, y: float) -> float:
+        return HEIGHT - BOTTOM - (y - self.y_low) / (self.y_high - self.y_low) * (HEIGHT - TOP - BOTTOM)
+
+    def draw(self, x_label: str) -> list[str]:
+        """The grid and its numbers."""
+        parts = []
+        for y in _ticks(self.y_low, self.y_high):
+            top = self.top(y)
+            parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{top:.1f}" y2="{top:.1f}"/>')
+            parts.append(f'<text x="{LEFT - 6}" y="{top + 4:.1f}" text-anchor="end">{y:g}</text>')
+        for x in (_log_ticks if self.is_logarithmic else _ticks)(self.x_low, self.x_high):
+            left = self.left(x)
+            parts.append(f'<line class="grid" x1="{left:.1f}" x2="{left:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
+            parts.append(f'<text x="{left:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{x:g}</text>')
+        return [*parts, f'<text x="{WIDTH / 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>']
+
+    def _along(self, x: float) -> float:
+        return math.log10(x) if self.is_logarithmic else x
+
+
+def draw_svg(series: Sequence[Series], y_label: str, x_label: str = BITS_PER_PIXEL) -> str:
+    r"""Curves over a logarithmic axis of bits per pixel, or an even one of something else, with a legend below."""
+    axes = Axes(series, is_logarithmic=x_label == BITS_PER_PIXEL)
     parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(y_label)}">']
-    for y in _ticks(y_low, y_high):
-        _, top = place(10**x_low, y)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{top:.1f}" y2="{top:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{top + 4:.1f}" text-anchor="end">{y:g}</text>')
-    for x in _log_ticks(x_low, x_high):
-        left, _ = place(x, y_low)
-        parts.append(f'<line class="grid" x1="{left:.1f}" x2="{left:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
-        parts.append(f'<text x="{left:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{x:g}</text>')
-    parts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 6}" text-anchor="middle">bits per pixel</text>')
+    parts += axes.draw(x_label)
     for line in series:
-        places = [place(x, y) for x, y in line.points]
+        places = [axes.place(x, y) for x, y in line.points]
         path = " ".join(f"{left:.1f},{top:.1f}" for left, top in places)
         style = f'stroke="var(--c{line.colour})" stroke-dasharray="{DASHES[line.dash]}"'
         parts.append(f'<polyline class="curve" points="{path}" {style}/>')
         for (x, y), (left, top) in zip(line.points, places, strict=True):
-            title = f"{escape(line.label)}: {y:.4g} at {x:.4g} bits per pixel"
+            title = f"{escape(line.label)}: {y:.4g} at {x:.4g} {escape(x_label)}"
             circle = f'cx="{left:.1f}" cy="{top:.1f}" r="{_MARKER}" fill="var(--c{line.colour})"'
             parts.append(f"<circle {circle}><title>{title}</title></circle>")
     parts.append("</svg>")
@@ -85,14 +106,15 @@ def draw_png(series: Sequence[Series], y_label: str, path: Path) -> None:
         xs, ys = zip(*line.points, strict=True)
         axes.plot(xs, ys, style, marker="o", markersize=4, color=COLOURS[line.colour], label=line.label)
     axes.set_xscale("log")
-    axes.set_xlabel("bits per pixel")
+    axes.set_xlabel(BITS_PER_PIXEL)
     axes.set_ylabel(y_label)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
     figure.savefig(path, dpi=130)
 
 
-def _padded(low: float, high: float) -> tuple[float, float]:
+def _padded(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
     room = 0.05 * (high - low) or 0.5
     return low - room, high + room
 

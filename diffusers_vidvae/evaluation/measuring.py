@@ -88,10 +88,10 @@ def measure(
     return Measured(row, make_strip(frames) if shown else None)
 
 
-def make_strip(frames: NDArray[np.uint8]) -> bytes:
-    """The first frames beside each other, none wider than `STRIP_WIDTH`, as WebP."""
+def make_strip(frames: NDArray[np.uint8], most_width: int = STRIP_WIDTH) -> bytes:
+    """The first frames beside each other, none wider than `most_width`, as WebP."""
     height, width = frames.shape[1:3]
-    size = (width, height) if width <= STRIP_WIDTH else (STRIP_WIDTH, max(1, round(height * STRIP_WIDTH / width)))
+    size = (width, height) if width <= most_width else (most_width, max(1, round(height * most_width / width)))
     shown = frames[:STRIP_FRAMES]
     strip = Image.new("RGB", (size[0] * len(shown), size[1]))
     for index, frame in enumerate(shown):

@@ -2,16 +2,13 @@ r"""The report: one HTML file that needs nothing else, and the same figures as P
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import platform
 from collections.abc import Iterable, Sequence
 from html import escape
-from importlib import resources
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from diffusers_vidvae.files import write_file
@@ -19,6 +16,7 @@ from diffusers_vidvae.files import write_file
 from .charts import COLOURS, Series, draw_png, draw_svg
 from .codecs import CODECS
 from .measuring import STRIP_FRAMES
+from .pages import View, data_uri, render_page, render_player
 from .results import ResultsFolder
 from .run import CODEC_PART, ORIGINAL
 from .selection import FILLS
@@ -57,9 +55,8 @@ def write_report(results: ResultsFolder, command: str | None = None) -> Path:
         draw_png(series, FIGURES[name][0], results.folder / f"{name}.png")
     write_file(results.folder / "points.csv", points_csv(summary), overwrite=True)
     write_file(results.folder / "clips.csv", clips_csv(summary), overwrite=True)
-    page = Template(_asset("page.html")).substitute(
-        style=_asset("page.css"),
-        script=_asset("page.js"),
+    page = render_page(
+        "page.html",
         title=escape(" and ".join(summary.models)),
         overview=_overview(summary, results.header),
         charts=_charts(charts),
@@ -277,7 +274,7 @@ def _timeline(results: ResultsFolder, original: Record, model: str, record: Reco
                     f'<rect class="kept" x="{CELL * frame + 2}" y="{top}" width="{CELL - 4}" height="8" rx="2"/>'
                 )
     total = CURVE + 20 + 12 * len(budgets)
-    picture = _data_uri(results.folder / original["strip"])
+    picture = data_uri((results.folder / original["strip"]).read_bytes())
     labels = ", ".join(f"{100 * row['keep_rate']:.3g} %" for row in budgets)
     return (
         f"<h4>{escape(model)}: probability to keep each frame</h4>"
@@ -293,19 +290,14 @@ def _timeline(results: ResultsFolder, original: Record, model: str, record: Reco
 def _players(summary: Summary, results: ResultsFolder, clip: str, original: Record) -> str:
     """Canvases that show one frame of every method, moved by one control."""
     shown = min(original["num_frames"], STRIP_FRAMES)
-    players = [_player(results, original, "Original", "", [])]
+    views = [_view(results, original, "Original", "", [])]
     main = main_row(summary.records, clip, summary.models[0], results.header)
     for part in (*summary.models, CODEC_PART):
         for row in summary.records.get((clip, part), {}).get("rows", []):
             if "strip" in row and _is_played(row, main):
                 label = CODECS[row["method"]].label if part == CODEC_PART else part
-                players.append(_player(results, row, label, _describe(row), row.get("kept", [])))
-    control = f'<input type="range" min="0" max="{shown - 1}" value="0" aria-label="frame">'
-    return (
-        f'<div class="player" data-frames="{shown}" data-fps="{original["fps"]}"><div class="controls">'
-        f'<button type="button" class="play" aria-label="play">▶</button>{control}<output>1 / {shown}</output></div>'
-        f'<div class="views">{"".join(players)}</div></div>'
-    )
+                views.append(_view(results, row, label, _describe(row), row.get("kept", [])))
+    return render_player(views, shown, original["fps"])
 
 
 def _is_played(row: Record, main: Record) -> bool:
@@ -325,17 +317,9 @@ def _describe(row: Record) -> str:
     return f"{100 * row['keep_rate']:.3g} % kept{fill}, {figures}"
 
 
-def _player(results: ResultsFolder, row: Record, label: str, text: str, kept: list[int]) -> str:
-    source = _data_uri(results.folder / row["strip"])
-    marks = " ".join(str(frame) for frame in kept if frame < STRIP_FRAMES)
-    return (
-        f'<figure><canvas data-kept="{marks}"></canvas><img hidden alt="" src="{source}">'
-        f"<figcaption><b>{escape(label)}</b><br>{escape(text)}</figcaption></figure>"
-    )
-
-
-def _data_uri(path: Path) -> str:
-    return f"data:image/webp;base64,{base64.b64encode(path.read_bytes()).decode()}"
+def _view(results: ResultsFolder, row: Record, label: str, text: str, kept: list[int]) -> View:
+    strip = (results.folder / row["strip"]).read_bytes()
+    return View(label, text, strip, [frame for frame in kept if frame < STRIP_FRAMES])
 
 
 # The rest
@@ -387,10 +371,6 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
-
-
-def _asset(name: str) -> str:
-    return (resources.files(__package__) / "page" / name).read_text(encoding="utf-8")
 
 
 # CSV

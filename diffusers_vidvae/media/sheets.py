@@ -21,6 +21,7 @@ def contact_sheet(
     columns: int | None = None,
     labels: Sequence[str] | None = None,
     frame_width: int | None = None,
+    title: str | None = None,
 ) -> Image.Image:
     r"""Lays frames out row by row, each in the middle of its cell, with a line of text below it.
 
@@ -29,6 +30,7 @@ def contact_sheet(
         columns: Frames in a row; by default about as many as rows.
         labels: One text per frame.
         frame_width: Scale every frame to this width; by default frames keep their size.
+        title: Lines of text above all frames.
 
     Raises:
         ValueError: No frames, `columns` below 1, or not as many labels as frames.
@@ -43,7 +45,8 @@ def contact_sheet(
         raise ValueError(f"columns must be at least 1, got {columns}.")
     if frame_width is not None:
         images = [_scaled(image, frame_width) for image in images]
-    return _lay_out(images, min(columns, len(images)), labels)
+    sheet = _lay_out(images, min(columns, len(images)), labels)
+    return sheet if title is None else _with_title(sheet, title.splitlines())
 
 
 def _lay_out(images: list[Image.Image], columns: int, labels: Sequence[str] | None) -> Image.Image:
@@ -61,6 +64,16 @@ def _lay_out(images: list[Image.Image], columns: int, labels: Sequence[str] | No
         if labels is not None:
             _draw_label(draw, labels[index], left, top + cell_height + _GAP // 2, cell_width)
     return sheet
+
+
+def _with_title(sheet: Image.Image, lines: Sequence[str]) -> Image.Image:
+    line = _LABEL_SIZE + 2 * _GAP
+    titled = Image.new("RGB", (sheet.width, sheet.height + line * len(lines)), _BACKGROUND)
+    draw = ImageDraw.Draw(titled)
+    for index, text in enumerate(lines):
+        _draw_label(draw, text, _GAP, _GAP + line * index, sheet.width - 2 * _GAP)
+    titled.paste(sheet, (0, line * len(lines)))
+    return titled
 
 
 def _draw_label(draw: ImageDraw.ImageDraw, text: str, left: int, top: int, width: int) -> None:

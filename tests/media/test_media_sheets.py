@@ -32,6 +32,14 @@ def test_labels_are_drawn_below_and_cut_to_the_frame(clip):
     assert (strip > 200).any() and (strip[:, -4:] == 24).all()
 
 
+def test_a_title_stands_above(clip):
+    plain, titled = (contact_sheet(clip[:2], columns=2, title=title) for title in (None, "a clip\nof two frames"))
+    above = titled.height - plain.height
+    assert titled.width == plain.width and above > 0
+    np.testing.assert_array_equal(np.asarray(titled)[above:], np.asarray(plain))
+    assert (np.asarray(titled)[:above] > 200).any()
+
+
 def test_frames_can_be_scaled(clip):
     assert contact_sheet(clip[:1], frame_width=64).size == (72, 56)
 

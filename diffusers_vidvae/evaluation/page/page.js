@@ -34,6 +34,7 @@ for (const player of document.querySelectorAll(".player")) {
   const slider = player.querySelector("input");
   const button = player.querySelector(".play");
   const output = player.querySelector("output");
+  const numbers = player.dataset.numbers?.split(" ");
   const views = [...player.querySelectorAll("canvas")].map((canvas) => ({
     canvas,
     image: canvas.nextElementSibling,
@@ -51,7 +52,7 @@ for (const player of document.querySelectorAll(".player")) {
     canvas.classList.toggle("is-kept", kept.has(frame));
   };
   const show = () => {
-    output.value = `${Number(slider.value) + 1} / ${count}`;
+    output.value = numbers ? `frame ${numbers[slider.value]}` : `${Number(slider.value) + 1} / ${count}`;
     views.forEach(draw);
   };
   const pause = () => {
