@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from diffusers_vidvae.media.transforms import resize
 from diffusers_vidvae.models.gap_dit import GapDiT
 from diffusers_vidvae.schedulers.scheduling_flow_match_gap import FlowMatchGapScheduler
 
@@ -28,6 +29,15 @@ class GivenFrames(NamedTuple):
     def put_on_path(self, latents: torch.Tensor, noise: torch.Tensor, sigma: float) -> torch.Tensor:
         r"""Replaces what is known in a state by its place on the straight path from noise to data."""
         return torch.where(self.mask, sigma * noise + (1 - sigma) * self.latents, latents)
+
+
+def fill_frame(frame: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    r"""Scales pixels `(1, C, H, W)` until they cover `height` x `width`, and cuts that out of their middle."""
+    scale = max(height / frame.shape[2], width / frame.shape[3])
+    size = [max(round(side * scale), least) for side, least in zip(frame.shape[2:], (height, width), strict=True)]
+    frame = resize(frame[:, :, None], *size)[:, :, 0]
+    top, left = (frame.shape[2] - height) // 2, (frame.shape[3] - width) // 2
+    return frame[:, :, top : top + height, left : left + width]
 
 
 def allot_slots(frame_indices: Sequence[int], num_slots: int, num_frames: int | None = None) -> list[int]:

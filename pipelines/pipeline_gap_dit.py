@@ -16,7 +16,6 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.loaders import CogVideoXLoraLoaderMixin
 from diffusers.utils import is_torch_xla_available, replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
@@ -30,9 +29,19 @@ from diffusers_vidvae.models.frame_select_vae import FrameSelectVAE
 from diffusers_vidvae.models.gap_dit import GapDiT
 from diffusers_vidvae.schedulers.scheduling_flow_match_gap import FlowMatchGapScheduler, GapPlan, check_sigmas
 
-from .frame_conditioning import GivenFrames, consecutive_runs, known_gaps, place_at, place_given_frames
+from .flow_schedulers import FLOW_SCHEDULERS, dynamic_shift, is_flow_matching, takes_generator
+from .frame_conditioning import (
+    GivenFrames,
+    consecutive_runs,
+    fill_frame,
+    known_gaps,
+    place_at,
+    place_given_frames,
+)
+from .lora_loading import GapDiTLoraLoaderMixin, lora_weight
 from .pipeline_output import GapDiTPipelineOutput
-from .text_prompts import TextEmbeddings, embed_texts
+from .text_prompts import TextEmbeddings, count_prompts, embed_texts
+from .video_lengths import position_rows, resolve_frame_indices, resolve_lengths
 
 
 if is_torch_xla_available():
@@ -43,8 +52,6 @@ else:
     XLA_AVAILABLE = False
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-
-FLOW_SCHEDULERS = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, FlowMatchLCMScheduler)
 
 EXAMPLE_DOC_STRING = """
     Examples:
@@ -70,7 +77,7 @@ EXAMPLE_DOC_STRING = """
 """
 
 
-class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
+class GapDiTPipeline(DiffusionPipeline, GapDiTLoraLoaderMixin):
     r"""Generates video: a `GapDiT` makes latent frames and gaps, a `FrameSelectVAE` all frames.
 
     A transformer that was trained with captions follows a prompt; others take none. Frames that are given (a photo to
@@ -148,6 +155,7 @@ class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         negative_prompt_attention_mask: torch.Tensor | None = None,
         max_sequence_length: int | None = None,
         device: torch.device | None = None,
+        lora_scale: float | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         r"""Text embeddings of prompts, in the type of the transformer.
 
@@ -162,6 +170,7 @@ class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             negative_prompt_attention_mask: That of `negative_prompt_embeds`.
             max_sequence_length: Tokens of a prompt; by default as many as the tokenizer has.
             device: Where to put the embeddings.
+            lora_scale: Weight of the text encoder's active LoRAs.
 
         Returns:
             Embeddings and mask of the prompts, and of the negative ones or None.
@@ -177,26 +186,38 @@ class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             if text is not None and embeds is not None:
                 raise ValueError(f"Give `{name}` or `{name}_embeds`, not both.")
 
-        def embed(
-            texts: str | list[str] | None, embeds: torch.Tensor | None, mask: torch.Tensor | None, name: str
-        ) -> TextEmbeddings:
-            if embeds is not None:
-                found = TextEmbeddings(embeds.to(device), None if mask is None else mask.bool().to(device))
-            elif self.text_encoder is None or self.tokenizer is None:
-                raise ValueError(
-                    f"This pipeline has no text encoder and tokenizer; give `{name}_embeds` instead of `{name}`."
-                )
-            else:
-                texts = [texts or ""] if isinstance(texts, str) or texts is None else list(texts)
-                found = embed_texts(self.text_encoder, self.tokenizer, texts, max_sequence_length, device)
-            return TextEmbeddings(found.embeds.to(self.transformer.dtype), found.mask)
-
-        prompts = embed(prompt, prompt_embeds, prompt_attention_mask, "prompt")
+        options = max_sequence_length, device, lora_scale
+        prompts = self._embed_prompt("prompt", prompt, prompt_embeds, prompt_attention_mask, *options)
         embeds, mask = prompts.repeated(num_videos_per_prompt)
         if not do_classifier_free_guidance:
             return embeds, mask, None, None
-        negatives = embed(negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask, "negative_prompt")
+        negatives = self._embed_prompt(
+            "negative_prompt", negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask, *options
+        )
         return embeds, mask, *negatives.for_batch(len(prompts.embeds)).repeated(num_videos_per_prompt)
+
+    def _embed_prompt(
+        self,
+        name: str,
+        texts: str | list[str] | None,
+        embeds: torch.Tensor | None,
+        mask: torch.Tensor | None,
+        max_sequence_length: int | None,
+        device: torch.device,
+        lora_scale: float | None,
+    ) -> TextEmbeddings:
+        """Embeddings of texts, or those that are given, on a device."""
+        if embeds is not None:
+            found = TextEmbeddings(embeds.to(device), None if mask is None else mask.bool().to(device))
+        elif self.text_encoder is None or self.tokenizer is None:
+            raise ValueError(
+                f"This pipeline has no text encoder and tokenizer; give `{name}_embeds` instead of `{name}`."
+            )
+        else:
+            texts = [texts or ""] if isinstance(texts, str) or texts is None else list(texts)
+            with lora_weight(self.text_encoder, lora_scale):
+                found = embed_texts(self.text_encoder, self.tokenizer, texts, max_sequence_length, device)
+        return TextEmbeddings(found.embeds.to(self.transformer.dtype), found.mask)
 
     def check_prompt(
         self,
@@ -228,7 +249,12 @@ class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         if self.transformer.config.text_dim is None:
             return {}, None
         embeds, mask, negative, negative_mask = self.encode_prompt(
-            prompt, negative_prompt, self.do_classifier_free_guidance, num_videos_per_prompt, **embeddings
+            prompt,
+            negative_prompt,
+            self.do_classifier_free_guidance,
+            num_videos_per_prompt,
+            lora_scale=(self._attention_kwargs or {}).get("scale"),
+            **embeddings,
         )
         conditions = TextEmbeddings(embeds, mask).for_batch(batch_size).arguments()
         if negative is None:
@@ -286,7 +312,7 @@ class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         output_type: str,
         callback_on_step_end_tensor_inputs: list[str],
     ):
-        if not _is_flow_matching(self.scheduler):
+        if not is_flow_matching(self.scheduler):
             raise ValueError(
                 f"The scheduler must be one of {[cls.__name__ for cls in FLOW_SCHEDULERS]}, or a multistep solver with"
                 ' `use_flow_sigmas=True` and `prediction_type="flow_prediction"`, got'
@@ -379,14 +405,19 @@ class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
 
         Returns:
             The frames of every clip, `(1, C, height, width)` in [-1, 1].
+
+        Raises:
+            ValueError: Both `video` and `image` are given, or what is given is none.
         """
+        if video is not None and image is not None:
+            raise ValueError("Give `video` or `image`, not both.")
         if video is not None:
             clips = [list(clip) for clip in open_clips(video, layout=layout, value_range=value_range)]
         elif image is not None:
             clips = [[frame for clip in open_images(image, value_range=value_range) for frame in clip]]
         else:
             return []
-        return [[_fill_frame(frame.to_pixels()[None], height, width) for frame in clip] for clip in clips]
+        return [[fill_frame(frame.to_pixels()[None], height, width) for frame in clip] for clip in clips]
 
     def encode_frames(self, frames: torch.Tensor, frame_indices: list[int]) -> torch.Tensor:
         r"""Normalised latents of given frames; neighbours are encoded as one clip, others alone.
@@ -468,6 +499,23 @@ class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         latents = latents.expand(len(frame_mask), -1, -1, -1, -1)
         return place_given_frames(latents, frame_indices, frame_mask, num_frames, self.transformer)
 
+    def _prepare_known(
+        self,
+        clips: list[list[torch.Tensor]],
+        frame_indices: list[int],
+        positions: list[int] | list[list[int]] | None,
+        frame_mask: torch.Tensor,
+        num_frames: list[int | None],
+        height: int,
+        width: int,
+    ) -> GivenFrames | None:
+        """What is known of the latent frames: those of given frames, or only their places, or nothing."""
+        if positions is None:
+            return self.prepare_given_frames(clips, frame_indices, frame_mask, num_frames, frame_mask.device)
+        rows = position_rows(positions, frame_mask, num_frames)
+        size = self._latent_shape(len(frame_mask), 1, height, width)[3:]
+        return place_at(rows, frame_mask, num_frames, self.transformer, size)
+
     def set_timesteps(
         self, num_inference_steps: int, sigmas: list[float] | None, num_tokens: int, device: torch.device
     ) -> tuple[torch.Tensor, list[float]]:
@@ -479,7 +527,7 @@ class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 raise ValueError(f"{type(self.scheduler).__name__} takes no `sigmas`; give `num_inference_steps`.")
             options = {"sigmas": sigmas, "num_inference_steps": len(sigmas)}
         if self.scheduler.config.get("use_dynamic_shifting"):
-            options["mu"] = _dynamic_shift(self.scheduler.config, num_tokens)
+            options["mu"] = dynamic_shift(self.scheduler.config, num_tokens)
         self.scheduler.set_timesteps(device=device, **options)
         self.scheduler.set_begin_index(0)
         return self.scheduler.timesteps, self.scheduler.sigmas.tolist()
@@ -670,24 +718,14 @@ class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         # 1. What is asked for
         height = height or self.sample_size * self.vae_scale_factor
         width = width or self.sample_size * self.vae_scale_factor
-        if video is not None and image is not None:
-            raise ValueError("Give `video` or `image`, not both.")
         self.check_prompt(prompt, negative_prompt, prompt_embeds, num_videos_per_prompt)
         clips = self.prepare_frames(video, image, height, width, layout, value_range)
-        frame_indices = _resolve_frame_indices(frame_indices, clips)
-        if positions is not None:
-            if clips:
-                raise ValueError("Give `positions` or frames, whose places `frame_indices` says, not both.")
-            num_latent_frames = _count_positions(positions, num_latent_frames)
-        if num_latent_frames is None:
-            num_latent_frames = 8 if latents is None else latents.shape[2]
-        texts = prompt if isinstance(prompt, list) else prompt_embeds
-        num_prompts = None if texts is None else len(texts) * num_videos_per_prompt
-        if texts is None and num_videos_per_prompt > 1:
-            num_prompts = num_videos_per_prompt
-        batch_size = _resolve_batch_size(batch_size, num_latent_frames, num_frames, clips, latents, num_prompts)
-        latent_counts: list[int] = _per_video(num_latent_frames, batch_size)
-        lengths: list[int | None] = _per_video(num_frames, batch_size)
+        frame_indices = resolve_frame_indices(frame_indices, clips)
+        num_prompts = count_prompts(prompt, prompt_embeds, num_videos_per_prompt)
+        latent_counts, lengths = resolve_lengths(
+            batch_size, num_latent_frames, num_frames, positions, clips, latents, num_prompts
+        )
+        batch_size = len(latent_counts)
         self.check_inputs(
             batch_size,
             latent_counts,
@@ -723,17 +761,16 @@ class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         )
         counts = torch.tensor(latent_counts, device=device)
         frame_mask = torch.arange(max(latent_counts), device=device) < counts[:, None]
-        given = self.prepare_given_frames(clips, frame_indices, frame_mask, lengths, device)
-        if positions is not None:
-            rows = _position_rows(positions, frame_mask, lengths)
-            size = self._latent_shape(batch_size, 1, height, width)[3:]
-            given = place_at(rows, frame_mask, lengths, self.transformer, size)
+        given = self._prepare_known(clips, frame_indices, positions, frame_mask, lengths, height, width)
         gap_conditions = known_gaps(given, self.transformer)
+        conditions |= gap_conditions
+        if negative_conditions is not None:
+            negative_conditions |= gap_conditions
         latents = self.prepare_latents(latent_counts, height, width, device, generator, latents)
         num_tokens = latents.shape[2] * latents.shape[3] * latents.shape[4]
         timesteps, noise_levels = self.set_timesteps(num_inference_steps, sigmas, num_tokens, device)
         self._num_timesteps = len(timesteps)
-        step_options = {"generator": generator} if _takes_generator(self.scheduler) else {}
+        step_options = {"generator": generator} if takes_generator(self.scheduler) else {}
 
         # 3. From noise to latent frames and gaps
         noise = latents
@@ -751,8 +788,8 @@ class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                     latents,
                     sigma,
                     attention_frame_mask,
-                    {**conditions, **gap_conditions},
-                    None if negative_conditions is None else {**negative_conditions, **gap_conditions},
+                    conditions,
+                    negative_conditions,
                     step_index=i,
                     num_inference_steps=len(timesteps),
                     timestep=timestep,
@@ -798,106 +835,6 @@ class GapDiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                     f"The generated gaps make a video of {length} frames from {count} latent frames, more than the"
                     f" {self._longest_video(count)} that are plausible; give `num_frames`."
                 )
-
-
-def _is_flow_matching(scheduler: Any) -> bool:
-    """Whether a scheduler integrates noise - data from sigma 1 to 0."""
-    if isinstance(scheduler, FLOW_SCHEDULERS):
-        return not scheduler.config.get("invert_sigmas")
-    config = scheduler.config
-    return bool(config.get("use_flow_sigmas")) and config.get("prediction_type") == "flow_prediction"
-
-
-def _takes_generator(scheduler: Any) -> bool:
-    return "generator" in inspect.signature(scheduler.step).parameters
-
-
-def _dynamic_shift(config: Any, num_tokens: int) -> float:
-    """Shift of a schedule with `use_dynamic_shifting`: linear in the number of tokens between two known lengths."""
-    base_tokens, max_tokens = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    base_shift, max_shift = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
-    return base_shift + (max_shift - base_shift) * (num_tokens - base_tokens) / (max_tokens - base_tokens)
-
-
-def _resolve_frame_indices(frame_indices: int | list[int] | None, clips: list[list[torch.Tensor]]) -> list[int]:
-    """Frame indices of the given frames, by default the first ones."""
-    if not clips:
-        if frame_indices is not None:
-            raise ValueError("`frame_indices` needs the frames, as `video` or `image`.")
-        return []
-    num_given = len(clips[0])
-    if frame_indices is None:
-        frame_indices = list(range(num_given))
-    indices = [frame_indices] if isinstance(frame_indices, int) else list(frame_indices)
-    for clip in clips:
-        if len(clip) != len(indices):
-            raise ValueError(
-                f"`frame_indices` must have an index for each given frame, got {len(indices)} for {len(clip)} frames."
-            )
-    return indices
-
-
-def _resolve_batch_size(
-    batch_size: int | None,
-    num_latent_frames: int | list[int],
-    num_frames: int | list[int] | None,
-    clips: list[list[torch.Tensor]],
-    latents: torch.Tensor | None,
-    num_prompts: int | None,
-) -> int:
-    """Number of videos that all arguments agree on."""
-    sizes = {"batch_size": batch_size, "latents": None if latents is None else len(latents)}
-    # One prompt for all videos settles nothing.
-    sizes["prompt"] = num_prompts if num_prompts != 1 else None
-    sizes |= {"video": len(clips) if len(clips) > 1 else None}
-    for name, value in (("num_latent_frames", num_latent_frames), ("num_frames", num_frames)):
-        sizes[name] = len(value) if isinstance(value, list) else None
-    known = {name: size for name, size in sizes.items() if size is not None}
-    if len(set(known.values())) > 1:
-        raise ValueError(f"Arguments disagree about the number of videos: {known}.")
-    return next(iter(known.values()), 1)
-
-
-def _count_positions(
-    positions: list[int] | list[list[int]], num_latent_frames: int | list[int] | None
-) -> int | list[int]:
-    """Number of latent frames that given positions make."""
-    rows: list[Any] = positions if positions and isinstance(positions[0], list) else [positions]
-    for row in rows:
-        if not row or sorted(set(row)) != row or row[0] < 0:
-            raise ValueError(f"`positions` must be frame indices that rise from 0 or more, got {row}.")
-    counts = [len(row) for row in rows]
-    found = counts if rows is positions else counts[0]
-    if num_latent_frames is not None and num_latent_frames != found:
-        raise ValueError(f"`positions` are of {found} latent frames, `num_latent_frames` is {num_latent_frames}.")
-    return found
-
-
-def _position_rows(
-    positions: list[int] | list[list[int]], frame_mask: torch.Tensor, num_frames: list[int | None]
-) -> torch.Tensor:
-    """Positions of every video as a tensor `(batch, kept)`, -1 for padding."""
-    found = torch.full(frame_mask.shape, -1, device=frame_mask.device)
-    for clip, length in enumerate(num_frames):
-        row: Any = positions[clip] if isinstance(positions[0], list) else positions
-        if length is not None and row[-1] >= length:
-            raise ValueError(f"`positions` must be below the {length} frames of the video, got {row[-1]}.")
-        found[clip, : len(row)] = found.new_tensor(row)
-    return found
-
-
-def _per_video(value: Any, batch_size: int) -> list[Any]:
-    return list(value) if isinstance(value, list) else [value] * batch_size
-
-
-def _fill_frame(frame: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Scales `(1, C, H, W)` until it covers `height` x `width`, and cuts that out of its middle."""
-    scale = max(height / frame.shape[2], width / frame.shape[3])
-    if scale != 1:
-        size = [max(round(side * scale), least) for side, least in zip(frame.shape[2:], (height, width), strict=True)]
-        frame = F.interpolate(frame, size=size, mode="bicubic", antialias=True).clamp(-1, 1)
-    top, left = (frame.shape[2] - height) // 2, (frame.shape[3] - width) // 2
-    return frame[:, :, top : top + height, left : left + width]
 
 
 def _concatenate(pieces: list[Any], output_type: str) -> Any:

@@ -38,6 +38,14 @@ class TextEmbeddings(NamedTuple):
         return found if self.mask is None else {**found, "encoder_attention_mask": self.mask}
 
 
+def count_prompts(
+    prompt: str | list[str] | None, prompt_embeds: torch.Tensor | None, num_videos_per_prompt: int
+) -> int:
+    """Number of videos that prompts ask for; one prompt may be for more."""
+    texts = prompt if isinstance(prompt, list) else prompt_embeds
+    return (1 if texts is None else len(texts)) * num_videos_per_prompt
+
+
 def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Token numbers and mask `(batch, max_length)`; says what of a longer text is lost."""
     limit = min(tokenizer.model_max_length, LONGEST_PROMPT)
