@@ -311,7 +311,7 @@ class GapDiTPipeline(DiffusionPipeline, GapDiTLoraLoaderMixin):
         latents: torch.Tensor | None,
         output_type: str,
         callback_on_step_end_tensor_inputs: list[str],
-    ):
+    ) -> None:
         if not is_flow_matching(self.scheduler):
             raise ValueError(
                 f"The scheduler must be one of {[cls.__name__ for cls in FLOW_SCHEDULERS]}, or a multistep solver with"
@@ -350,7 +350,9 @@ class GapDiTPipeline(DiffusionPipeline, GapDiTLoraLoaderMixin):
                 f"`callback_on_step_end_tensor_inputs` must be in {self._callback_tensor_inputs}, got {unknown}."
             )
 
-    def _check_lengths(self, num_latent_frames: list[int], num_frames: list[int | None], frame_indices: list[int]):
+    def _check_lengths(
+        self, num_latent_frames: list[int], num_frames: list[int | None], frame_indices: list[int]
+    ) -> None:
         max_latent_frames = self.transformer.config.max_num_frames
         for count, length in zip(num_latent_frames, num_frames, strict=True):
             if not 1 <= count <= max_latent_frames:
@@ -828,7 +830,7 @@ class GapDiTPipeline(DiffusionPipeline, GapDiTLoraLoaderMixin):
             frames=frames, gaps=plan.gaps, positions=plan.positions, num_frames=plan.num_frames
         )
 
-    def _check_plan(self, plan: GapPlan, num_latent_frames: list[int], num_frames: list[int | None]):
+    def _check_plan(self, plan: GapPlan, num_latent_frames: list[int], num_frames: list[int | None]) -> None:
         for length, count, asked in zip(plan.num_frames.tolist(), num_latent_frames, num_frames, strict=True):
             if asked is None and length > self._longest_video(count):
                 raise ValueError(

@@ -25,7 +25,7 @@ class Frame:
     pts_seconds: float
     duration_seconds: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.data.ndim != 3 or self.data.shape[2] != 3 or self.data.dtype != np.uint8:
             raise ValueError(f"expected uint8 pixels of shape (H, W, 3), got {self.data.dtype} {self.data.shape}.")
 
@@ -51,7 +51,7 @@ class FrameBatch:
     pts_seconds: NDArray[np.float64]
     duration_seconds: NDArray[np.float64]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.data.ndim != 4 or self.data.shape[3] != 3 or self.data.dtype != np.uint8:
             raise ValueError(f"expected uint8 pixels of shape (T, H, W, 3), got {self.data.dtype} {self.data.shape}.")
         for name in ("pts_seconds", "duration_seconds"):

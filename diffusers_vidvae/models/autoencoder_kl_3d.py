@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.loaders import FromOriginalModelMixin
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
@@ -33,6 +32,8 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from .causal_blocks import State, make_norm, split_state, starts_clip
 from .causal_coders import Decoder3D, Encoder3D, compression_ratios, divide_up
 from .convolution_adapters import ConvolutionAdapterMixin
+from .latent_normalization import LatentNormalizationMixin
+from .single_file import SingleFileMixin
 from .tiling import Tile, TileBlend, TileGrid
 
 
@@ -75,7 +76,13 @@ DERIVED_ENTRIES = (
 
 
 class AutoencoderKL3D(
-    ModelMixin, AutoencoderMixin, ConfigMixin, AttentionMixin, ConvolutionAdapterMixin, FromOriginalModelMixin
+    ModelMixin,
+    AutoencoderMixin,
+    ConfigMixin,
+    AttentionMixin,
+    ConvolutionAdapterMixin,
+    SingleFileMixin,
+    LatentNormalizationMixin,
 ):
     r"""Causal 3D convolutional KL autoencoder for images and for video of any length.
 
@@ -219,7 +226,7 @@ class AutoencoderKL3D(
         num_levels = len(self.config.block_out_channels)
         return (layers,) * num_levels if isinstance(layers, int) else tuple(layers)
 
-    def _check_config(self):
+    def _check_config(self) -> None:
         config = self.config
         num_levels = len(config.block_out_channels)
         for name in ("layers_per_block", "decoder_layers_per_block"):
@@ -241,7 +248,7 @@ class AutoencoderKL3D(
                     f" {len(config[name])}."
                 )
 
-    def _set_reach(self, encoder_layers: tuple[int, ...], decoder_layers: tuple[int, ...]):
+    def _set_reach(self, encoder_layers: tuple[int, ...], decoder_layers: tuple[int, ...]) -> None:
         """Finds how far from a tile's edge values differ: latents of the encoder, pixels of the decoder."""
         num_resamplers = len(self.config.temporal_downsample)
         mid_reach = 2 * self.config.mid_block_layers
@@ -258,15 +265,9 @@ class AutoencoderKL3D(
                 reach = 2 * reach + 1
         self.decoder_reach = reach + 1
 
-    @classmethod
-    def from_single_file(cls, pretrained_model_link_or_path_or_dict, **kwargs):
-        r"""Loads a checkpoint of another layout; the configuration is found from its shapes, or refused."""
-        kwargs.setdefault("original_config", {})
-        return super().from_single_file(pretrained_model_link_or_path_or_dict, **kwargs)
-
     # Settings: none changes a result by more than float rounding, except tiles that overlap too little.
 
-    def enable_temporal_chunking(self, chunk_frames: int = 24, full_resolution_frames: int | None = None):
+    def enable_temporal_chunking(self, chunk_frames: int = 24, full_resolution_frames: int | None = None) -> None:
         r"""Encodes and decodes clips in chunks, so that memory does not grow with their length.
 
         Args:
@@ -282,7 +283,7 @@ class AutoencoderKL3D(
         self.chunk_frames = chunk_frames
         self.full_resolution_frames = full_resolution_frames
 
-    def disable_temporal_chunking(self):
+    def disable_temporal_chunking(self) -> None:
         r"""Encodes and decodes clips whole."""
         self.chunk_frames = None
         self.full_resolution_frames = None
@@ -636,20 +637,6 @@ class AutoencoderKL3D(
             divide_up(width, self.spatial_compression_ratio),
         )
 
-    def normalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        r"""Brings latents to zero mean and a deviation of `scaling_factor` per channel, given their statistics."""
-        mean, std = self._latent_statistics(latents)
-        return (latents - mean) * (self.config.scaling_factor / std)
-
-    def denormalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        r"""Inverse of `normalize_latents`."""
-        mean, std = self._latent_statistics(latents)
-        return latents * (std / self.config.scaling_factor) + mean
-
-    def _latent_statistics(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        mean, std = latents.new_tensor(self.config.latents_mean), latents.new_tensor(self.config.latents_std)
-        return mean[:, None, None, None], std[:, None, None, None]
-
     # Geometry and checks
 
     def _num_latents(self, num_frames: int, at_start: bool = True) -> int:
@@ -742,12 +729,12 @@ def _check_tile_axis(axis: str, side: int, stride: int, ratio: int) -> None:
         )
 
 
-def _check_same_size(piece: torch.Tensor, first: torch.Tensor):
+def _check_same_size(piece: torch.Tensor, first: torch.Tensor) -> None:
     if piece.shape[:2] != first.shape[:2] or piece.shape[3:] != first.shape[3:]:
         raise ValueError(f"All pieces must be of one size, got {tuple(first.shape)} and {tuple(piece.shape)}.")
 
 
-def _check_finite(values: torch.Tensor, name: str):
+def _check_finite(values: torch.Tensor, name: str) -> None:
     num_nan = int(torch.isnan(values).sum())
     if num_nan:
         raise ValueError(f"{name} hold NaN: {num_nan} of {values.numel()} values.")

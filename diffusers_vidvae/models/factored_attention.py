@@ -11,6 +11,8 @@ arithmetic done in it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention import AttentionModuleMixin
@@ -275,6 +277,22 @@ class FactoredAttentionBlock(nn.Module):
             raise ValueError("An adaptive block needs `modulation`, got None.")
         values = (self.scale_shift_table + modulation)[:, :, None, None].unbind(1)  # 12 x (B, 1, 1, D)
         return values[0:4], values[4:8], values[8:12]
+
+
+def run_blocks(model: Any, hidden_states: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    r"""Runs tokens `(batch, frames, tokens, dim)` through `model.transformer_blocks`, checkpointed if asked for.
+
+    Args:
+        model: A module with `transformer_blocks`, `gradient_checkpointing` and diffusers' function for it.
+        hidden_states: The tokens.
+        arguments: What every block takes besides.
+    """
+    for block in model.transformer_blocks:
+        if torch.is_grad_enabled() and model.gradient_checkpointing:
+            hidden_states = model._gradient_checkpointing_func(block, hidden_states, *arguments)
+        else:
+            hidden_states = block(hidden_states, *arguments)
+    return hidden_states
 
 
 def _modulate(hidden_states: torch.Tensor, shift: torch.Tensor | None, scale: torch.Tensor | None) -> torch.Tensor:

@@ -6,6 +6,9 @@ import torch
 from torch import nn
 
 
+FILLS = ("token", "interpolate", "wiener")
+
+
 def clip_lengths(
     frame_mask: torch.Tensor | None, batch_size: int, num_frames: int, device: torch.device
 ) -> torch.Tensor:
@@ -212,3 +215,17 @@ class WienerFill(nn.Module):
         system = observed + torch.diag_embed(1 - known + self.noise)
         estimator = torch.linalg.solve(system, shown).mT
         return estimator, 1 - (estimator * shown.mT).sum(dim=-1)
+
+
+def count_fill_features(fill: str, cycle: ChannelCycle) -> int:
+    r"""Channels of what a fill of one of the kinds `FILLS` gives the decoder."""
+    if fill == "token":
+        return cycle.latent_channels
+    return InterpolatedFill.count_features(cycle) if fill == "interpolate" else WienerFill.count_features(cycle)
+
+
+def make_fill(fill: str, cycle: ChannelCycle, num_frames: int) -> FillToken | InterpolatedFill | WienerFill:
+    r"""What puts something in the place of dropped frames: one of the kinds `FILLS`, for windows of `num_frames`."""
+    if fill == "token":
+        return FillToken(cycle.latent_channels)
+    return InterpolatedFill(cycle) if fill == "interpolate" else WienerFill(cycle, num_frames)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .clip_windows import stack_padded
-from .factored_attention import FactoredAttentionBlock
+from .factored_attention import FactoredAttentionBlock, run_blocks
 from .frame_fill import ChannelCycle, TemporalFilter, clip_lengths
 from .refiner import Refiner
 
@@ -167,13 +167,7 @@ class FrameSelectEncoder(nn.Module):
         first_frame: int = 0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         tokens = self.patch_embed(frames)  # (B, T, N, D)
-        for block in self.transformer_blocks:
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                tokens = self._gradient_checkpointing_func(
-                    block, tokens, temporal_rotary_emb, spatial_rotary_emb, frame_mask
-                )
-            else:
-                tokens = block(tokens, temporal_rotary_emb, spatial_rotary_emb, frame_mask)
+        tokens = run_blocks(self, tokens, temporal_rotary_emb, spatial_rotary_emb, frame_mask)
 
         mean = self.to_mean(tokens)
         if self.temporal_filter is not None:
@@ -246,13 +240,7 @@ class FrameSelectDecoder(nn.Module):
         if self.context is not None:
             frames = self.context(latents.transpose(1, 2).flatten(0, 1))  # (B * T, D, h, w)
             tokens = tokens + frames.flatten(2).mT.unflatten(0, tokens.shape[:2])
-        for block in self.transformer_blocks:
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                tokens = self._gradient_checkpointing_func(
-                    block, tokens, temporal_rotary_emb, spatial_rotary_emb, frame_mask
-                )
-            else:
-                tokens = block(tokens, temporal_rotary_emb, spatial_rotary_emb, frame_mask)
+        tokens = run_blocks(self, tokens, temporal_rotary_emb, spatial_rotary_emb, frame_mask)
 
         if frame_mask is None:
             return self.refine(self.patch_unembed(tokens, height, width))  # (B, C, T, H, W)

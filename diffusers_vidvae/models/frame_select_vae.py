@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.loaders import FromOriginalModelMixin
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_utils import ModelMixin
@@ -23,7 +22,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from .clip_windows import clip_windows, cut_clip, join_windows, stack_padded, stream_windows
 from .convolution_adapters import ConvolutionAdapterMixin
 from .factored_attention import RotaryEmbedding
-from .frame_fill import FillToken, InterpolatedFill, WienerFill, clip_lengths
+from .frame_fill import FILLS, WienerFill, clip_lengths, count_fill_features, make_fill
 from .frame_select_coders import FrameSelectDecoder, FrameSelectEncoder
 from .frame_selection import (
     FrameSelector,
@@ -35,10 +34,11 @@ from .frame_selection import (
     select_frames,
     unpack_frames,
 )
+from .latent_normalization import LatentNormalizationMixin
+from .single_file import SingleFileMixin
 from .tiling import TileBlend, TileGrid
 
 
-FILLS = ("token", "interpolate", "wiener")
 KEEP_HEADS = ("latent", "pooled", "motion")
 
 
@@ -77,7 +77,13 @@ class FrameSelectOutput(BaseOutput):
 
 
 class FrameSelectVAE(
-    ModelMixin, AutoencoderMixin, ConfigMixin, AttentionMixin, ConvolutionAdapterMixin, FromOriginalModelMixin
+    ModelMixin,
+    AutoencoderMixin,
+    ConfigMixin,
+    AttentionMixin,
+    ConvolutionAdapterMixin,
+    SingleFileMixin,
+    LatentNormalizationMixin,
 ):
     r"""Autoencoder that gives every frame a latent and a keep probability, and decodes clips from kept frames alone.
 
@@ -161,85 +167,43 @@ class FrameSelectVAE(
         decoder_context: bool = False,
     ):
         super().__init__()
-        if sample_size % patch_size:
-            raise ValueError(f"`sample_size` must be a multiple of `patch_size`, got {sample_size} and {patch_size}.")
-        if refiner_levels < 0 or patch_size % 2**refiner_levels:
-            raise ValueError(
-                f"`patch_size` must be a multiple of 2 ** `refiner_levels`, which is at least 0, got {patch_size} and"
-                f" {refiner_levels} levels."
-            )
-        if clip_num_frames > max_num_frames:
-            raise ValueError(
-                f"`clip_num_frames` must be at most `max_num_frames`, got {clip_num_frames} and {max_num_frames}."
-            )
-        if keep_head not in KEEP_HEADS:
-            raise ValueError(f"`keep_head` must be one of {KEEP_HEADS}, got {keep_head!r}.")
-        if refiner_norm not in ("clip", "frame"):
-            raise ValueError(f"`refiner_norm` must be one of ('clip', 'frame'), got {refiner_norm!r}.")
-        if fill not in FILLS:
-            raise ValueError(f"`fill` must be one of {FILLS}, got {fill!r}.")
-        if not 0 <= cycle_channels < latent_channels or cycle_channels and fill == "token":
-            raise ValueError(
-                f"`cycle_channels` must be below the {latent_channels} latent channels, and 0 if `fill` is"
-                f" 'token', got {cycle_channels} and {fill!r}."
-            )
-        if cycle_length < 1:
-            raise ValueError(f"`cycle_length` must be at least 1, got {cycle_length}.")
-        if filter_size < 1 or filter_size % 2 == 0 or filter_size > 1 and fill != "wiener":
-            raise ValueError(
-                f"`filter_size` must be odd, and 1 unless `fill` is 'wiener', got {filter_size} and {fill!r}."
-            )
-
-        hidden_size = hidden_size or in_channels * patch_size**2
+        self._check_config()
         self.spatial_compression_ratio = patch_size
         self.temporal_compression_ratio = 1
 
+        shared: dict[str, Any] = {
+            "patch_size": patch_size,
+            "hidden_size": hidden_size or in_channels * patch_size**2,
+            "num_attention_heads": num_attention_heads,
+            "attention_head_dim": attention_head_dim,
+            "ff_inner_dim": ff_inner_dim,
+        }
         self.temporal_rope = RotaryEmbedding(attention_head_dim)
         self.spatial_rope = RotaryEmbedding(attention_head_dim, rope_type)
         self.encoder = FrameSelectEncoder(
             in_channels,
-            patch_size,
-            patch_norm,
-            hidden_size,
-            num_encoder_layers,
-            num_attention_heads,
-            attention_head_dim,
-            ff_inner_dim,
-            latent_channels,
-            cycle_channels,
-            cycle_length,
-            filter_size,
-            keep_head,
+            patch_norm=patch_norm,
+            num_layers=num_encoder_layers,
+            latent_channels=latent_channels,
+            cycle_channels=cycle_channels,
+            cycle_length=cycle_length,
+            filter_size=filter_size,
+            keep_head=keep_head,
             num_tokens=(sample_size // patch_size) ** 2,
+            **shared,
         )
-        cycle = self.encoder.cycle
-        fill_features = {
-            "token": latent_channels,
-            "interpolate": InterpolatedFill.count_features(cycle),
-            "wiener": WienerFill.count_features(cycle),
-        }
         self.decoder = FrameSelectDecoder(
-            fill_features[fill],
-            decoder_context,
-            hidden_size,
-            num_decoder_layers,
-            num_attention_heads,
-            attention_head_dim,
-            ff_inner_dim,
-            in_channels,
-            patch_size,
-            unpatch_channels,
-            refiner_channels,
-            refiner_levels,
-            refiner_norm,
+            count_fill_features(fill, self.encoder.cycle),
+            context=decoder_context,
+            num_layers=num_decoder_layers,
+            out_channels=in_channels,
+            unpatch_channels=unpatch_channels,
+            refiner_channels=refiner_channels,
+            refiner_levels=refiner_levels,
+            refiner_norm=refiner_norm,
+            **shared,
         )
-        self.fill_token: FillToken | InterpolatedFill | WienerFill
-        if fill == "token":
-            self.fill_token = FillToken(latent_channels)
-        elif fill == "interpolate":
-            self.fill_token = InterpolatedFill(cycle)
-        else:
-            self.fill_token = WienerFill(cycle, clip_num_frames)
+        self.fill_token = make_fill(fill, self.encoder.cycle, clip_num_frames)
 
         self.use_slicing = False
         self.use_tiling = False
@@ -247,19 +211,47 @@ class FrameSelectVAE(
         self.tile_overlap = 0.25
         self.tiles_per_batch = 16
 
-    @classmethod
-    def from_single_file(cls, pretrained_model_link_or_path_or_dict, **kwargs):
-        r"""Loads an original checkpoint (`vae_pytorch.pt` or safetensors); the config is read off its shapes."""
-        if kwargs.get("config") is None:
-            kwargs.setdefault("original_config", {})
-        return super().from_single_file(pretrained_model_link_or_path_or_dict, **kwargs)
+    def _check_config(self) -> None:
+        config = self.config
+        if config.sample_size % config.patch_size:
+            raise ValueError(
+                f"`sample_size` must be a multiple of `patch_size`, got {config.sample_size} and {config.patch_size}."
+            )
+        if config.refiner_levels < 0 or config.patch_size % 2**config.refiner_levels:
+            raise ValueError(
+                f"`patch_size` must be a multiple of 2 ** `refiner_levels`, which is at least 0, got"
+                f" {config.patch_size} and {config.refiner_levels} levels."
+            )
+        if config.clip_num_frames > config.max_num_frames:
+            raise ValueError(
+                f"`clip_num_frames` must be at most `max_num_frames`, got {config.clip_num_frames} and"
+                f" {config.max_num_frames}."
+            )
+        if config.keep_head not in KEEP_HEADS:
+            raise ValueError(f"`keep_head` must be one of {KEEP_HEADS}, got {config.keep_head!r}.")
+        if config.refiner_norm not in ("clip", "frame"):
+            raise ValueError(f"`refiner_norm` must be one of ('clip', 'frame'), got {config.refiner_norm!r}.")
+        if config.fill not in FILLS:
+            raise ValueError(f"`fill` must be one of {FILLS}, got {config.fill!r}.")
+        if not 0 <= config.cycle_channels < config.latent_channels or config.cycle_channels and config.fill == "token":
+            raise ValueError(
+                f"`cycle_channels` must be below the {config.latent_channels} latent channels, and 0 if `fill` is"
+                f" 'token', got {config.cycle_channels} and {config.fill!r}."
+            )
+        if config.cycle_length < 1:
+            raise ValueError(f"`cycle_length` must be at least 1, got {config.cycle_length}.")
+        if config.filter_size < 1 or config.filter_size % 2 == 0 or config.filter_size > 1 and config.fill != "wiener":
+            raise ValueError(
+                f"`filter_size` must be odd, and 1 unless `fill` is 'wiener', got {config.filter_size} and"
+                f" {config.fill!r}."
+            )
 
     def enable_tiling(
         self,
         tile_sample_size: int | None = None,
         tile_overlap: float = 0.25,
         tiles_per_batch: int = 16,
-    ):
+    ) -> None:
         r"""Encodes and decodes frames in overlapping tiles, blended where they meet, so that any size fits the model.
 
         The latents of all tiles form one map. The keep probability of a frame is the mean over its tiles.
@@ -674,22 +666,6 @@ class FrameSelectVAE(
             keep_mask=keep_mask,
             keep_logits=keep_logits,
         )
-
-    def normalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        r"""Brings latents to zero mean and unit variance per channel; the identity without `latents_mean`."""
-        mean, std = self._latent_statistics(latents)
-        return (latents - mean) / std
-
-    def denormalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        r"""Inverse of `normalize_latents`."""
-        mean, std = self._latent_statistics(latents)
-        return latents * std + mean
-
-    def _latent_statistics(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        channels = self.config.latent_channels
-        mean = latents.new_tensor(self.config.latents_mean or [0.0] * channels)
-        std = latents.new_tensor(self.config.latents_std or [1.0] * channels)
-        return mean[:, None, None, None], std[:, None, None, None]
 
     def _map_clips(
         self,

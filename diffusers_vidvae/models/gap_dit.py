@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
-from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.cache_utils import CacheMixin
@@ -22,7 +22,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput, apply_lora_scale
 from torch import nn
 
-from .factored_attention import NUM_MODULATIONS, FactoredAttentionBlock, RotaryEmbedding
+from .factored_attention import NUM_MODULATIONS, FactoredAttentionBlock, RotaryEmbedding, run_blocks
+from .single_file import SingleFileMixin
 
 
 TIME_EMBEDDINGS = ("linear", "adaptive")
@@ -144,7 +145,7 @@ class OutputNorm(nn.Module):
         return self.norm(tokens) * (1 + scale) + shift
 
 
-class GapDiT(ModelMixin, ConfigMixin, AttentionMixin, FromOriginalModelMixin, PeftAdapterMixin, CacheMixin):
+class GapDiT(ModelMixin, ConfigMixin, AttentionMixin, SingleFileMixin, PeftAdapterMixin, CacheMixin):
     r"""Transformer that denoises the latent frames of a `FrameSelectVAE` and says how far apart they are.
 
     The defaults are the published model of https://github.com/floatingtrees/dynamic-frame-compression
@@ -255,14 +256,7 @@ class GapDiT(ModelMixin, ConfigMixin, AttentionMixin, FromOriginalModelMixin, Pe
                     nn.init.zeros_(projection.bias)
         self.gradient_checkpointing = False
 
-    @classmethod
-    def from_single_file(cls, pretrained_model_link_or_path_or_dict, **kwargs):
-        r"""Loads an original checkpoint (`dit_pytorch.pt` or safetensors); the config is read off its shapes."""
-        if kwargs.get("config") is None:
-            kwargs.setdefault("original_config", {})
-        return super().from_single_file(pretrained_model_link_or_path_or_dict, **kwargs)
-
-    def enable_cache(self, config) -> None:
+    def enable_cache(self, config: Any) -> None:
         r"""Skips computation between sampling steps, see `diffusers.CacheMixin.enable_cache`.
 
         Temporal and spatial attention are told apart by `temporal_attn` and `spatial_attn` in a cache's block
@@ -336,13 +330,7 @@ class GapDiT(ModelMixin, ConfigMixin, AttentionMixin, FromOriginalModelMixin, Pe
             time_embedding, modulation = self.time_embed(timestep, tokens.dtype, pooled_text)  # (B, D), (B, 12, D)
 
         conditions = (frame_mask, modulation, encoder_hidden_states, encoder_attention_mask)
-        for block in self.transformer_blocks:
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                tokens = self._gradient_checkpointing_func(
-                    block, tokens, temporal_rotary_emb, spatial_rotary_emb, *conditions
-                )
-            else:
-                tokens = block(tokens, temporal_rotary_emb, spatial_rotary_emb, *conditions)
+        tokens = run_blocks(self, tokens, temporal_rotary_emb, spatial_rotary_emb, *conditions)
 
         tokens = self.norm_out(tokens, time_embedding)  # (B, K, N, D)
         velocity = self.proj_out(tokens).permute(0, 3, 1, 2)  # (B, C, K, N)
@@ -401,7 +389,7 @@ class GapDiT(ModelMixin, ConfigMixin, AttentionMixin, FromOriginalModelMixin, Pe
             channels - sigma * velocity[:, self.config.in_channels :].flatten(3)[..., 0].float(), frame_mask
         )
 
-    def _check_inputs(self, hidden_states: torch.Tensor, frame_mask: torch.Tensor | None):
+    def _check_inputs(self, hidden_states: torch.Tensor, frame_mask: torch.Tensor | None) -> None:
         channels = self.config.in_channels + self.num_gap_channels
         if hidden_states.ndim != 5 or hidden_states.shape[1] != channels:
             raise ValueError(
