@@ -246,7 +246,7 @@ class VideoCompressionPipeline(DiffusionPipeline):
     def _encode(self, clip: Clip, size_mode: str, budget: Budget) -> tuple[FsvHeader, Iterator[EncodedWindow]]:
         """Header of a clip whose frames are still to be counted, and what the autoencoder makes of it."""
         if self.selects_frames:
-            header = self._make_header(clip, size_mode)
+            header = self.plan(clip, size_mode)
             return self._with_budget(header, budget), self._encode_frame_select(clip, header)
         sizes, encoded = encode_any(self.vae, clip, self._execution_device)
         header = FsvHeader(num_frames=0, height=clip.height, width=clip.width, fps=clip.fps, **sizes, **self._model())
@@ -311,8 +311,19 @@ class VideoCompressionPipeline(DiffusionPipeline):
             "model_hash": config_fingerprint(self.vae.config),
         }
 
-    def _make_header(self, clip: Clip, size_mode: str) -> FsvHeader:
-        """Header of a clip for `FrameSelectVAE`."""
+    def plan(self, clip: Clip, size_mode: str = "auto") -> FsvHeader:
+        r"""How `FrameSelectVAE` will take a clip: the size that its frames get, their tiles, and the windows.
+
+        Args:
+            clip: A clip that `open_clips` opened; it is not read.
+            size_mode: As in `compress`.
+
+        Returns:
+            The header of its compressed file, without the number of frames and how latents are stored.
+
+        Raises:
+            ValueError: The model does not take frames of this size.
+        """
         config = self.vae.config
         if min(clip.height, clip.width) < config.patch_size:
             raise ValueError(

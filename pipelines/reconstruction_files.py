@@ -2,7 +2,6 @@ r"""Files of `VideoReconstructionPipeline`: what is read, how it is prepared, an
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -105,7 +104,7 @@ def open_source(
         width=info.width // multiple * multiple,
         fps=rate,
         keeps_times=not preprocess and fps is None,
-        expected_frames=None if info.duration_seconds is None else math.ceil(info.duration_seconds * rate),
+        expected_frames=None if info.duration_seconds is None else max(1, round(info.duration_seconds * rate)),
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import console, models
+from . import console, forecast, models
 from .console import CommandError
 from .options import Device, Force, Fps, Json, Mode, Model, ModelDType, Output, Quantize, Seed, SizeMode
 
@@ -72,24 +72,26 @@ def compress(
         given = "no --mode" if mode is None else f"--mode {mode.value}"
         raise CommandError(f"--threshold {threshold}: is for --mode threshold, got {given}.")
     most_bytes = None if target_size is None else parse_target(target_size)
+    forecast.introduce(input)
     pipeline = load_compression_pipeline(model, device, dtype)
-    compressed = pipeline.compress_file(
-        input,
-        output,
-        overwrite=force,
-        mode=None if mode is None else mode.value,
-        num_frames=num_frames,
-        rate=rate,
-        threshold=0.5 if threshold is None else threshold,
-        generator=models.make_generator(seed),
-        quality=quality,
-        target_size=most_bytes,
-        target_bpp=target_bpp,
-        target_psnr=target_psnr,
-        quantize=None if quantize is None else quantize.value,
-        size_mode=size_mode.value,
-        fps=rate_of_frames,
-    )
+    with forecast.compressing(pipeline, input, rate_of_frames, size_mode.value):
+        compressed = pipeline.compress_file(
+            input,
+            output,
+            overwrite=force,
+            mode=None if mode is None else mode.value,
+            num_frames=num_frames,
+            rate=rate,
+            threshold=0.5 if threshold is None else threshold,
+            generator=models.make_generator(seed),
+            quality=quality,
+            target_size=most_bytes,
+            target_bpp=target_bpp,
+            target_psnr=target_psnr,
+            quantize=None if quantize is None else quantize.value,
+            size_mode=size_mode.value,
+            fps=rate_of_frames,
+        )
     report = describe_compressed(compressed) | {"model": models.model_name(model), "input": input, "output": output}
     report["input_bytes"] = size_of(input)
     if json:
@@ -138,10 +140,11 @@ def decompress(
     compressed: CompressedVideo | Path = input if input.suffix == ".pt" else CompressedVideo.load(input)
     pipeline = load_compression_pipeline(model, device, dtype)
     opened = pipeline.open_compressed(compressed)
-    pipeline.decompress_file(
-        opened, output, fps=rate_of_frames, audio_from=audio_from, overwrite=force, crf=crf, lossless=lossless
-    )
     header = opened.header
+    with forecast.decompressing(pipeline, header):
+        pipeline.decompress_file(
+            opened, output, fps=rate_of_frames, audio_from=audio_from, overwrite=force, crf=crf, lossless=lossless
+        )
     report = {
         "input": input,
         "output": output,

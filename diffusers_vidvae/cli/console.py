@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 
 # Pipes have no width; tables that go there are not cut off.
 stdout = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 160)
 stderr = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+# Share of a run after which its own speed tells more than a forecast.
+MEASURED_SHARE = 0.1
 
 
 class CommandError(ValueError):
@@ -90,13 +97,35 @@ def warnings_as_lines(debug: bool) -> Iterator[None]:
         yield
 
 
+class TimeLeft(ProgressColumn):
+    """The time left: by a forecast at first, and by what was done once that tells more."""
+
+    max_refresh = 0.5
+
+    def __init__(self, seconds: float | None) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def render(self, task: Task) -> Text:
+        elapsed, share = task.elapsed or 0.0, task.completed / (task.total or 1)
+        if share > MEASURED_SHARE or (share and self.seconds is None):
+            left = elapsed * (1 - share) / share
+        elif self.seconds is not None:
+            left = max(self.seconds - elapsed, 0)
+        else:
+            return Text("-:--:-- left", style="progress.remaining")
+        return Text(f"{timedelta(seconds=math.ceil(left))} left", style="progress.remaining")
+
+
 @contextmanager
-def progress_of(description: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar, if somebody is there to see it; gives the function that moves it on by one."""
-    bar = Progress(console=stderr, transient=True, disable=not stderr.is_terminal)
+def progress_of(description: str, total: int, seconds: float | None = None) -> Iterator[Callable[..., None]]:
+    """A bar with the time left, if somebody is there to see it; gives the function that moves it on, by one if not
+    told otherwise. `seconds` is about how long all of it takes, if that is known."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeLeft(seconds))
+    bar = Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal)
     task = bar.add_task(description, total=total)
     with bar:
-        yield lambda: bar.advance(task)
+        yield lambda steps=1: bar.advance(task, steps)
 
 
 def check_output(path: Path, force: bool, suffixes: Sequence[str] = ()) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import console, models
+from . import console, forecast, models
 from .console import CommandError
 from .options import Device, Force, Fps, Json, Mode, Model, ModelDType, Seed
 
@@ -76,23 +76,28 @@ def reconstruct(
     """Send an image or a video through an autoencoder and measure what comes back."""
     console.check_output(output, force)
     rate_of_frames = models.parse_fps(fps)
+    forecast.introduce(input)
     vae = models.load_model(model, models.Device.choose(device, dtype), demo_component="autoencoder_kl_3d")
     writer_options = {"crf": crf, "lossless": lossless or None, "audio_from": input if audio else None}
-    result = load_reconstruction_pipeline(vae).reconstruct_file(
-        input,
-        output,
-        original_output=not no_original,
-        preprocess=False if no_resize else None,
-        size_bucket=None if size_bucket is None else size_bucket.value,
-        fps=rate_of_frames,
-        chunk_frames=chunk_frames,
-        mode=None if mode is None else mode.value,
-        rate=rate,
-        generator=models.make_generator(seed),
-        compute_metrics=True,
-        overwrite=force,
-        writer_options={name: value for name, value in writer_options.items() if value is not None},
-    )
+    pipeline = load_reconstruction_pipeline(vae)
+    bucket = None if size_bucket is None else size_bucket.value
+    preprocess = not no_resize and type(vae).__name__ == "AutoencoderKL3D"
+    with forecast.reconstructing(pipeline, input, preprocess, bucket, rate_of_frames):
+        result = pipeline.reconstruct_file(
+            input,
+            output,
+            original_output=not no_original,
+            preprocess=False if no_resize else None,
+            size_bucket=bucket,
+            fps=rate_of_frames,
+            chunk_frames=chunk_frames,
+            mode=None if mode is None else mode.value,
+            rate=rate,
+            generator=models.make_generator(seed),
+            compute_metrics=True,
+            overwrite=force,
+            writer_options={name: value for name, value in writer_options.items() if value is not None},
+        )
     report = {
         "input": input,
         "output": result.output,
