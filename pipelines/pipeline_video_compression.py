@@ -17,6 +17,7 @@ from diffusers.utils import logging, replace_example_docstring
 from diffusers.video_processor import VideoProcessor
 
 from diffusers_vidvae.autoencoders import AnyVideoAutoencoder
+from diffusers_vidvae.autoencoders.latents_basis import axes_cycle
 from diffusers_vidvae.codec import (
     CODED,
     QUANTIZATIONS,
@@ -261,14 +262,15 @@ class VideoCompressionPipeline(DiffusionPipeline):
         return self._with_basis(header, basis, quality)
 
     def _with_basis(self, header: FsvHeader, basis: LatentsBasis, quality: float) -> FsvHeader:
-        statistics = () if basis.name else tuple(zip(basis.mean.tolist(), basis.channel_deviations, strict=True))
         sketch = weights_sketch(self.vae)
         return replace(
             header,
             quantization=CODED,
             step=basis.step(quality),
             basis=basis.name,
-            channel_statistics=statistics,
+            channel_statistics=basis.channel_statistics,
+            shared_channels=basis.cycle.shared,
+            cycle_length=basis.cycle.length,
             model_sketch=() if sketch is None else tuple(max(-8.0, min(value, 8.0)) for value in sketch),
         )
 
@@ -294,7 +296,7 @@ class VideoCompressionPipeline(DiffusionPipeline):
         basis = self.latents_basis
         if basis is None:
             quality = LatentsBasis.of_channels(*np.ones((2, header.latent_channels))).quality(header.step)
-            basis = LatentsBasis.of_latents(first.latents.double().numpy())
+            basis = LatentsBasis.of_latents(first.latents.double().numpy(), axes_cycle(self.vae))
             header = self._with_basis(header, basis, quality)
         with CodedFsvWriter(output, header, basis, overwrite) as coded:
             for window in chain([first], iterator):
@@ -731,7 +733,9 @@ class _TargetSearch:
         self.encoded = [
             replace(window, latents=window.latents.cpu(), keep_probs=_to_cpu(window.keep_probs)) for window in encoded
         ]
-        self.basis = basis or LatentsBasis.of_latents(self.encoded[0].latents[0].double().numpy())
+        self.basis = basis or LatentsBasis.of_latents(
+            self.encoded[0].latents[0].double().numpy(), axes_cycle(pipeline.vae)
+        )
         self.model_error = self._model_error(source) if by_psnr else 0.0
 
     def run(self, output: str | Path | None, overwrite: bool) -> CompressedVideo:

@@ -2,7 +2,8 @@ r"""The basis in which latents of an autoencoder are best quantised, measured on
 
 It takes the mean and covariance of the latents, and the decoder's metric `E[J' J]`: for noise `v` of unit variance in
 the pixels, `E[(J' v) (J' v)'] = E[J' J]`, so every backward pass of noise through the decoder is a draw of it at all
-places of the latents at once (Hutchinson's estimator, 1990).
+places of the latents at once (Hutchinson's estimator, 1990). Its correlation over time says how errors are best spread
+over frames.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import islice
 from os import PathLike
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from diffusers_vidvae.codec.axes_cycle import MAX_CYCLE_LENGTH, AxesCycle
 from diffusers_vidvae.codec.latents_basis import CONFIG_KEY, LatentsBasis
 
 from .geometry import pad_clip
@@ -27,6 +29,12 @@ from .video_autoencoder import VideoAutoencoder
 CUT_SIDE = 256
 CUT_FRAMES = 17
 
+# Noise of quality 50 for each part of the model's own error.
+NOISE_SHARE = 0.15
+
+# Earlier frames whose errors a frame makes up for.
+SHAPED_FRAMES = 3
+
 
 def measure_latents_basis(vae: Any, paths: Iterable[str | PathLike[str]], max_clips: int = 16) -> LatentsBasis:
     r"""Measures the basis on the start and the middle of clips, a forward and a backward pass for each.
@@ -37,27 +45,99 @@ def measure_latents_basis(vae: Any, paths: Iterable[str | PathLike[str]], max_cl
         max_clips: Files to read at most.
 
     Raises:
-        ValueError: There are no files, latents are not finite, or the decoder cannot be differentiated.
+        ValueError: There are no files, latents are not finite, the decoder cannot be differentiated, or clips are too
+            short to show all that takes turns.
         MediaError: A file cannot be read.
     """
     model = open_autoencoder(vae)
     generator = torch.Generator().manual_seed(0)
-    latents, metrics, errors, per_position = [], [], [], 0
+    probes, errors, per_position = [], [], 0
     for path in islice(paths, max_clips):
         z, gradient, error = _probe_decoder(model, _read_cut(model, path), generator)
         per_position = error.numel() // z[0, 0].numel()
-        latents.append(_rows(z))
-        rows = _rows(gradient)
-        metrics.append(rows @ rows.T / rows.shape[1])
+        probes.append((z[0].double().cpu().numpy(), gradient[0].double().cpu().numpy()))
         errors.append(float(error.square().mean()))
-    if not latents:
+    if not probes:
         raise ValueError("There are no files to measure a basis of.")
-    values = np.concatenate(latents, axis=1)
-    metric = np.mean(metrics, axis=0)
-    if not np.isfinite(values).all() or not np.isfinite(metric).all() or not metric.any():
+    gradients = np.concatenate([gradient.ravel() for _, gradient in probes])
+    if not np.isfinite(gradients).all() or not gradients.any() or not all(np.isfinite(z).all() for z, _ in probes):
         raise ValueError(f"{model.name}: latents or gradients are not finite, or all zero.")
-    mean = values.mean(axis=1)
-    return LatentsBasis.of_covariances(mean, np.cov(values), metric, float(np.mean(errors)), per_position)
+    cycle = axes_cycle(vae) or AxesCycle(len(probes[0][0]))
+    unit = float(np.sqrt(12 * NOISE_SHARE * np.mean(errors) * per_position / cycle.channels))
+    return _join_groups(cycle, [_measure_group(cycle, turn, probes) for turn in range(len(cycle.groups))], unit)
+
+
+def axes_cycle(vae: Any) -> AxesCycle | None:
+    r"""The turns that the latents of a model take in what they show; None for models without."""
+    config = vae.config
+    shared, length = config.get("cycle_channels") or 0, config.get("cycle_length") or 1
+    if not shared or not 1 < length <= MAX_CYCLE_LENGTH:
+        return None
+    return AxesCycle(config["latent_channels"], shared, length)
+
+
+class _Group(NamedTuple):
+    """Axes of a group of channels, as `LatentsBasis` has them."""
+
+    mean: np.ndarray
+    forward: np.ndarray
+    deviations: np.ndarray
+    shaping: np.ndarray
+
+
+def _measure_group(cycle: AxesCycle, turn: int, probes: list[tuple[np.ndarray, np.ndarray]]) -> _Group:
+    """Principal axes in the decoder's metric of what all frames show (turn 0), or of what some show in their turn."""
+    channels = np.arange(cycle.channels - cycle.shared) if not turn else np.arange(-cycle.shared, 0)
+    frames = slice(turn - 1, None, cycle.length) if turn else slice(None)
+    latents, gradients = zip(*[(z[channels][:, frames], g[channels][:, frames]) for z, g in probes], strict=True)
+    values = np.concatenate([z.reshape(len(z), -1) for z in latents], axis=1)
+    if not values.size:
+        raise ValueError(f"No clip is long enough to show each of {cycle.length} groups of channels.")
+    metric = np.mean([_products(g, 0) for g in gradients], axis=0)
+    # Directions that the decoder does not see must stay invertible.
+    strengths, directions = np.linalg.eigh(metric)
+    root = (directions * np.sqrt(np.maximum(strengths, 1e-4 * strengths[-1]))) @ directions.T
+    variances, axes = np.linalg.eigh(root @ np.cov(values) @ root)
+    deviations = np.sqrt(np.maximum(variances[::-1], 1e-8 * variances[-1]))
+    forward = axes[:, ::-1].T @ root
+    back = np.linalg.inv(forward).T
+    return _Group(values.mean(axis=1), forward, deviations, _shaping([np.tensordot(back, g, 1) for g in gradients]))
+
+
+def _products(gradient: np.ndarray, distance: int) -> np.ndarray:
+    """Mean products `(channels, channels)` of a gradient `(channels, frames, ...)` with that of later frames."""
+    rows = [gradient[:, distance:], gradient[:, : gradient.shape[1] - distance]]
+    first, second = (row.reshape(len(row), -1) for row in rows)
+    return first @ second.T / gradient[0].size
+
+
+def _shaping(gradients: list[np.ndarray]) -> np.ndarray:
+    """Filters `(axes, SHAPED_FRAMES)` that make errors weigh as little as they may in the decoder's frames.
+
+    With the autocorrelation of an axis's gradient over time this is linear prediction (Makhoul, 1975), which makes the
+    spectrum of shaped errors the inverse of the decoder's.
+    """
+    axes = len(gradients[0])
+    long = [gradient for gradient in gradients if gradient.shape[1] > SHAPED_FRAMES]
+    if not long:
+        return np.zeros((axes, 0))
+    lags = np.stack(
+        [np.mean([_products(g, k).diagonal() for g in long], axis=0) for k in range(SHAPED_FRAMES + 1)], axis=1
+    )
+    lags[:, 0] *= 1 + 1e-3
+    order = np.arange(SHAPED_FRAMES)
+    matrices = lags[:, np.abs(order[:, None] - order)]
+    return -np.linalg.solve(matrices, lags[:, 1:, None])[..., 0]
+
+
+def _join_groups(cycle: AxesCycle, groups: list[_Group], unit: float) -> LatentsBasis:
+    forward = np.zeros((cycle.num_axes, cycle.num_axes))
+    for rows, group in zip(cycle.groups, groups, strict=True):
+        forward[np.ix_(rows, rows)] = group.forward
+    mean, deviations = (np.concatenate([getattr(group, name) for group in groups]) for name in ("mean", "deviations"))
+    taps = max(group.shaping.shape[1] for group in groups)
+    shaping = [np.pad(group.shaping, ((0, 0), (0, taps - group.shaping.shape[1]))) for group in groups]
+    return LatentsBasis.from_arrays(mean, forward, deviations, unit, cycle, np.concatenate(shaping))
 
 
 def store_latents_basis(vae: Any, basis: LatentsBasis) -> None:
@@ -96,8 +176,3 @@ def _probe_decoder(
     noise = torch.randn(decoded.shape, generator=generator).to(decoded.device)
     (gradient,) = torch.autograd.grad((decoded * noise).sum(), z)
     return z.detach(), gradient, (decoded - pixels).detach()
-
-
-def _rows(latents: torch.Tensor) -> np.ndarray:
-    """float64 `(channels, positions)`."""
-    return latents[0].flatten(1).double().cpu().numpy()

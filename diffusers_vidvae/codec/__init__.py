@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .axes_cycle import AxesCycle
 from .coded_reader import CodedFsvReader
 from .coded_writer import CodedFsvWriter
 from .compressed_video import CompressedVideo, open_fsv
@@ -16,6 +17,7 @@ from .writer import FsvWriter
 
 
 __all__ = [
+    "AxesCycle",
     "CODED",
     "CodedFsvReader",
     "CodedFsvWriter",

@@ -4,7 +4,7 @@
     version     1 byte, 2
     coder       1 byte, the number of the entropy coder
     length      2 bytes, of the header
-    header      sizes, step, fingerprints (`_FIXED`), then texts and statistics of channels
+    header      sizes, step, fingerprints (`_FIXED`); by coder 2 the cycle (`_CYCLE`); texts and statistics of channels
     groups      coded latents of `windows_per_group` windows each, the last may have fewer
     index       bytes of every group; frames, kept frames and which ones of every window; deflated
     trailer     windows, groups, bytes of the index and of the inflated index, SHA-256 of all before it
@@ -31,9 +31,10 @@ from .selections import WindowSelections
 
 MAGIC = b"\x89FSV\r\n\x1a\n"
 VERSION = 2
-CODER = 1
+CODERS = (1, 2)
 
 _FIXED = struct.Struct("<II HHHH I HHH BB HH f B B 32s 8s 8h H")
+_CYCLE = struct.Struct("<HB")
 _TRAILER = struct.Struct("<IIII32s")
 TRAILER_BYTES = _TRAILER.size
 CHECKSUM_BYTES = 32
@@ -72,15 +73,16 @@ def encode_header(header: FsvHeader) -> bytes:
         len(header.model_id.encode()),
     )
     statistics = np.array(header.channel_statistics, dtype="<f4").tobytes()
-    body = fixed + header.model_id.encode() + statistics
-    return MAGIC + struct.pack("<BBH", VERSION, CODER, len(body)) + body
+    cycle = _CYCLE.pack(header.cycle.shared, header.cycle.length) if header.coder > 1 else b""
+    body = fixed + cycle + header.model_id.encode() + statistics
+    return MAGIC + struct.pack("<BBH", VERSION, header.coder, len(body)) + body
 
 
 PREFIX_BYTES = len(MAGIC) + 4
 
 
-def decode_prefix(data: bytes) -> int:
-    """Bytes of the header, from the `PREFIX_BYTES` before it.
+def decode_prefix(data: bytes) -> tuple[int, int]:
+    """Number of the coder and bytes of the header, from the `PREFIX_BYTES` before it.
 
     Raises:
         FsvError: The file is of another kind, a newer version or by an unknown coder.
@@ -89,19 +91,23 @@ def decode_prefix(data: bytes) -> int:
     if version != VERSION:
         newer = "; a newer version of this package reads it" if version > VERSION else ""
         raise FsvError(f"version: {version} cannot be read, only 1 and {VERSION}{newer}.")
-    if coder != CODER:
-        raise FsvError(f"coder: number {coder} cannot be read, only {CODER}; a newer version of this package may.")
-    return length
+    if coder not in CODERS:
+        raise FsvError(
+            f"coder: number {coder} cannot be read, only {' and '.join(map(str, CODERS))}; a newer version of this"
+            " package may."
+        )
+    return coder, length
 
 
-def decode_header(body: bytes, num_frames: int) -> FsvHeader:
+def decode_header(body: bytes, num_frames: int, coder: int) -> FsvHeader:
     """The header, from what `encode_header` made of it behind the prefix.
 
     Raises:
         FsvError: A field is malformed, out of its limits or contradicts another one.
     """
-    if len(body) < _FIXED.size:
-        raise FsvError(f"header: {len(body)} bytes of at least {_FIXED.size}.")
+    size = _FIXED.size + (_CYCLE.size if coder > 1 else 0)
+    if len(body) < size:
+        raise FsvError(f"header: {len(body)} bytes of at least {size}.")
     (
         fps_numerator, fps_denominator, height, width, model_height, model_width, clip_num_frames, channels,
         latent_height, latent_width, size_fit, latent_dtype, tile_size, tile_overlap, step, windows_per_group, flags,
@@ -109,7 +115,10 @@ def decode_header(body: bytes, num_frames: int) -> FsvHeader:
     ) = _FIXED.unpack_from(body)  # fmt: skip
     if size_fit >= len(SIZE_FITS) or latent_dtype >= len(LATENT_DTYPES) or flags > 3:
         raise FsvError(f"header: unknown size_fit {size_fit}, latent_dtype {latent_dtype} or flags {flags}.")
-    texts, rest = body[_FIXED.size : _FIXED.size + id_bytes], body[_FIXED.size + id_bytes :]
+    shared, cycle_length = _CYCLE.unpack_from(body, _FIXED.size) if coder > 1 else (0, 1)
+    if coder > 1 and not shared:
+        raise FsvError("cycle: nothing takes turns; coder 1 writes such files.")
+    texts, rest = body[size : size + id_bytes], body[size + id_bytes :]
     has_basis, has_sketch = bool(flags & 1), bool(flags & 2)
     if len(rest) != (0 if has_basis else 8 * channels):
         raise FsvError(f"channel_statistics: {len(rest)} bytes for {channels} channels.")
@@ -140,6 +149,8 @@ def decode_header(body: bytes, num_frames: int) -> FsvHeader:
         basis=basis.hex() if has_basis else "",
         channel_statistics=tuple(map(tuple, np.frombuffer(rest, "<f4").reshape(-1, 2).tolist())),
         windows_per_group=windows_per_group,
+        shared_channels=shared,
+        cycle_length=cycle_length,
         model_sketch=tuple(value / _SKETCH_SCALE for value in sketch) if has_sketch else (),
     )
     if clip_num_frames * model_height * model_width > MAX_WINDOW_PIXELS:

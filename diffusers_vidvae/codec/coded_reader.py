@@ -26,7 +26,7 @@ from .errors import FsvError
 from .fsv_file import CHUNK_BYTES, FsvFile
 from .latent_coder import GroupDecoder
 from .latents_basis import LatentsBasis
-from .window import LatentWindow
+from .window import LatentWindow, WindowSelection
 
 
 class CodedFsvReader(FsvFile):
@@ -50,7 +50,7 @@ class CodedFsvReader(FsvFile):
         prefix = self._read_exactly(file, min(PREFIX_BYTES, self.num_bytes))
         if len(prefix) < PREFIX_BYTES or not prefix.startswith(MAGIC):
             raise FsvError("header: not a compressed video, or cut short.")
-        length = decode_prefix(bytes(prefix))
+        coder, length = decode_prefix(bytes(prefix))
         self._groups_start = PREFIX_BYTES + length
         if self._groups_start + TRAILER_BYTES > self.num_bytes:
             raise FsvError(f"header: {length} bytes long in a file of {self.num_bytes}; cut short.")
@@ -60,7 +60,7 @@ class CodedFsvReader(FsvFile):
         num_windows, num_groups, index_bytes, plain_bytes, _ = decode_trailer(
             bytes(self._read_exactly(file, TRAILER_BYTES))
         )
-        header = decode_header(body, 0)
+        header = decode_header(body, 0, coder)
         index_start = self.num_bytes - TRAILER_BYTES - index_bytes
         least = self._groups_start + num_groups * 4 * lanes(math.prod(header.latent_shape))
         if index_start < least or num_groups != -(-num_windows // header.windows_per_group) or not num_groups:
@@ -79,7 +79,9 @@ class CodedFsvReader(FsvFile):
         self.latent_bytes, self.index_bytes = int(groups.sum()), index_bytes
         self.header = replace(header, num_frames=int(self.selections.frames.sum()), sha256=self._checksum)
         if self.header.channel_statistics:
-            self.basis = LatentsBasis.of_channels(*zip(*self.header.channel_statistics, strict=True))
+            self.basis = LatentsBasis.of_channels(
+                *zip(*self.header.channel_statistics, strict=True), self.header.cycle
+            )
 
     def _check_checksum(self, file: BinaryIO) -> None:
         file.seek(0)
@@ -96,7 +98,7 @@ class CodedFsvReader(FsvFile):
     def _read_window(self, file: BinaryIO, index: int) -> LatentWindow:
         selection = self.selections[index]
         decoder = self._decoder_at(file, index)
-        latents = torch.from_numpy(decoder.decode(selection.num_kept))
+        latents = torch.from_numpy(decoder.decode(_frames(selection)))
         # The next window goes on from here.
         self._group = (index // self.header.windows_per_group, index + 1, decoder)
         return LatentWindow(
@@ -104,9 +106,9 @@ class CodedFsvReader(FsvFile):
         )
 
     def read_codes(self, index: int) -> np.ndarray:
-        """Codes int32 `(axes, kept, height, width)` of a window, the same on every machine."""
+        """Codes int32 `(channels, kept, height, width)` of a window, the same on every machine."""
         with self._opened() as file:
-            codes = self._decoder_at(file, index).decode_codes(int(self.selections.kept[index]))
+            codes = self._decoder_at(file, index).decode_codes(_frames(self.selections[index]))
         self._group = None
         return codes
 
@@ -120,16 +122,14 @@ class CodedFsvReader(FsvFile):
             decoder = self._open_group(file, group)
         self._group = None
         for earlier in range(first, index):
-            decoder.decode_codes(int(self.selections.kept[earlier]))
+            decoder.decode_codes(_frames(self.selections[earlier]))
         return decoder
 
     def _open_group(self, file: BinaryIO, group: int) -> GroupDecoder:
         if self.basis is None:
             raise FsvError(f"basis: the latents need the basis {self.header.basis} of their model to be read.")
-        if len(self.basis.mean) != self.header.latent_channels:
-            raise FsvError(
-                f"latent_channels: {self.header.latent_channels} in the file, {len(self.basis.mean)} in the basis."
-            )
+        if self.basis.cycle != self.header.cycle:
+            raise FsvError(f"cycle: {self.header.cycle} in the file, {self.basis.cycle} in the basis.")
         start, stop = self._group_edges[group : group + 2]
         file.seek(start, io.SEEK_SET)
         per_group = self.header.windows_per_group
@@ -139,3 +139,8 @@ class CodedFsvReader(FsvFile):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_group": None}
+
+
+def _frames(selection: WindowSelection) -> list[int]:
+    """Indices in the clip of the kept frames of a window."""
+    return (selection.start + selection.positions).tolist()

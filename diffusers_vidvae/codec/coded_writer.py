@@ -44,6 +44,8 @@ class CodedFsvWriter:
         self.header, self.basis, self.overwrite = header, basis, overwrite
         if header.basis != basis.name:
             raise FsvError(f"{path}: basis: {basis.name!r} was given, the header names {header.basis!r}.")
+        if header.cycle != basis.cycle:
+            raise FsvError(f"{path}: cycle: {basis.cycle} was given, the header says {header.cycle}.")
         if self.path is not None:
             check_output(self.path, overwrite=overwrite, error=FsvError)
         self.data = b""
@@ -89,7 +91,8 @@ class CodedFsvWriter:
                 self._group = GroupEncoder(self.header.latent_shape, self.basis, self.header.step)
                 self._group_bytes.append(0)
             assert self._group is not None
-            data = self._group.encode(window.latents.detach().double().cpu().numpy())
+            latents = window.latents.detach().double().cpu().numpy()
+            data = self._group.encode(latents, (window.start + window.positions).tolist())
         self._group_bytes[-1] += len(data)
         self._write(data)
         self._masks.append(window.keep_mask.numpy())

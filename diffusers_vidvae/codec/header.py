@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diffusers_vidvae.fingerprints import SKETCH_LENGTH, same_sketch
 
+from .axes_cycle import AxesCycle
 from .errors import FsvError
 from .quantization import CODED, check_quantization
 
@@ -74,6 +75,8 @@ class FsvHeader:
         basis: Name of the model's `LatentsBasis` of coded latents; empty for their channels as they are.
         channel_statistics: Mean and deviation of every channel, of coded latents without basis.
         windows_per_group: Windows after which coded latents start anew.
+        shared_channels: Last channels of coded latents, in which axes take turns (`AxesCycle.shared`); 0 for none.
+        cycle_length: After how many frames it is an axis's turn again; 1 without shared channels.
         model_sketch: `weights_sketch` of the model, with coded latents; empty when unknown.
         sha256: Checksum of the file, 64 hexadecimal digits; empty until the file is written.
 
@@ -102,6 +105,8 @@ class FsvHeader:
     basis: str = ""
     channel_statistics: tuple[tuple[float, float], ...] = ()
     windows_per_group: int = 8
+    shared_channels: int = 0
+    cycle_length: int = 1
     model_sketch: tuple[float, ...] = ()
     sha256: str = field(default="", compare=False)
 
@@ -127,6 +132,16 @@ class FsvHeader:
     def is_coded(self) -> bool:
         """Whether latents went through the entropy coder."""
         return self.quantization == CODED
+
+    @property
+    def cycle(self) -> AxesCycle:
+        """The axes that the channels of each frame show."""
+        return AxesCycle(self.latent_channels, self.shared_channels, self.cycle_length)
+
+    @property
+    def coder(self) -> int:
+        """Number of the entropy coder."""
+        return 2 if self.shared_channels else 1
 
     @property
     def patch_size(self) -> int:
@@ -177,6 +192,8 @@ class FsvHeader:
 
     def _check_coding(self) -> None:
         _check_integer("windows_per_group", self.windows_per_group, 1, 255)
+        # Refuses numbers that contradict each other.
+        _ = self.cycle
         if not 0 < self.step < float("inf") or self.step != float(np.float32(self.step)):
             raise FsvError(f"step: {self.step!r} is not a positive float32.")
         if not re.fullmatch(r"([0-9a-f]{16})?", self.basis):
@@ -227,7 +244,15 @@ class FsvHeader:
         return header
 
 
-_CODED_FIELDS = ("step", "basis", "channel_statistics", "windows_per_group", "model_sketch")
+_CODED_FIELDS = (
+    "step",
+    "basis",
+    "channel_statistics",
+    "windows_per_group",
+    "shared_channels",
+    "cycle_length",
+    "model_sketch",
+)
 _INTEGERS = (
     "num_frames",
     "height",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_coded_file import make_basis, make_windows, write
+from test_coded_file import make_basis, make_cycle_basis, make_windows, write
 
 from diffusers_vidvae.codec import CodedFsvReader, CompressedVideo, FsvError
 from diffusers_vidvae.codec.coded_container import CHECKSUM_BYTES, MAGIC, TRAILER_BYTES
@@ -18,7 +18,7 @@ from diffusers_vidvae.codec.coded_container import CHECKSUM_BYTES, MAGIC, TRAILE
 
 def read_all(data: bytes) -> None:
     reader = CodedFsvReader(data)
-    reader.basis = reader.basis or make_basis()
+    reader.basis = make_basis() if reader.header.coder == 1 else make_cycle_basis()
     for window in reader:
         assert window.latents.shape[1] == window.num_kept
 
@@ -28,9 +28,9 @@ def sealed(data: bytes) -> bytes:
     return data[:-CHECKSUM_BYTES] + hashlib.sha256(data[:-CHECKSUM_BYTES]).digest()
 
 
-@pytest.fixture
-def data(tmp_path) -> bytes:
-    write(tmp_path / "clip.fsv", make_windows(6), make_basis())
+@pytest.fixture(params=[make_basis, make_cycle_basis], ids=["coder 1", "coder 2"])
+def data(request, tmp_path) -> bytes:
+    write(tmp_path / "clip.fsv", make_windows(6), request.param())
     return (tmp_path / "clip.fsv").read_bytes()
 
 
@@ -93,7 +93,7 @@ def fuzz(data: bytes, count: int, seed: int) -> None:
 def test_mutated_files_end_in_an_error_or_the_clip(data):
     tracemalloc.start()
     try:
-        fuzz(data, 60, seed=1)
+        fuzz(data, 30, seed=1)
         assert tracemalloc.get_traced_memory()[1] < 64 << 20
     finally:
         tracemalloc.stop()
@@ -101,14 +101,14 @@ def test_mutated_files_end_in_an_error_or_the_clip(data):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-def test_ten_thousand_mutated_files_end_in_an_error_or_the_clip(data, seed):
-    fuzz(data, 5_000, seed=100 + seed)  # every change is tried twice, with the checksum as it was and with a new one
+def test_thousands_of_mutated_files_end_in_an_error_or_the_clip(data, seed):
+    fuzz(data, 2_500, seed=100 + seed)  # every change is tried twice, with the checksum as it was and with a new one
 
 
 def test_a_file_of_noise_is_refused():
     draw = random.Random(0)
     for length in (0, 3, 8, 12, 100, 1000):
-        for start in (b"", MAGIC, MAGIC + b"\x02\x01"):
+        for start in (b"", MAGIC, MAGIC + b"\x02\x01", MAGIC + b"\x02\x02"):
             with pytest.raises(FsvError):
                 CodedFsvReader(start + draw.randbytes(length))
 

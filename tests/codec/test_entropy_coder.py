@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diffusers_vidvae.codec import FsvError, entropy_coder
+from diffusers_vidvae.codec import AxesCycle, FsvError, entropy_coder
 from diffusers_vidvae.codec.entropy_coder import MAX_CODE, FrameDecoder, FrameEncoder
 
 
@@ -54,6 +54,16 @@ def test_many_chunks_are_one_stream(monkeypatch):
     frames = walk((7, 3, 6, 6), 2)
     scales = np.full(3, 512)
     assert np.array_equal(decode(encode(frames, scales), frames.shape, scales), frames)
+
+
+@pytest.mark.parametrize("size", [0.05, 40])
+def test_axes_that_take_turns_come_back(size):
+    cycle, frames = AxesCycle(6, 4, 3), walk((10, 6, 7, 9), size)
+    scales, shown = np.full(cycle.num_axes, 256), [0, 1, 2, 5, 6, 10, 11, 12, 13, 17]
+    encoder = FrameEncoder(frames.shape[1:], scales, cycle)
+    data = b"".join(encoder.encode_frame(frame, i) for i, frame in zip(shown, frames, strict=True))
+    decoder = FrameDecoder(frames.shape[1:], scales, data + encoder.finish(), len(frames), cycle)
+    assert np.array_equal(np.stack([decoder.decode_frame(i) for i in shown]), frames)
 
 
 def test_bits_approach_the_entropy():

@@ -19,9 +19,9 @@ FOLDER = Path(__file__).resolve().parent
 sys.path[:0] = [str(FOLDER.parents[1] / "codec"), str(FOLDER.parents[2])]
 
 from fsv_clips import make_header  # noqa: E402
-from test_coded_file import make_basis, make_windows, write  # noqa: E402
+from test_coded_file import make_basis, make_cycle_basis, make_windows, write  # noqa: E402
 
-from diffusers_vidvae.codec import QUANTIZATIONS, CompressedVideo, LatentsBasis  # noqa: E402
+from diffusers_vidvae.codec import QUANTIZATIONS, AxesCycle, CodedFsvReader, CompressedVideo, LatentsBasis  # noqa: E402
 from diffusers_vidvae.codec.entropy_coder import FrameEncoder  # noqa: E402
 
 
@@ -35,19 +35,37 @@ def walk() -> tuple[np.ndarray, np.ndarray]:
     return np.cumsum(frames, axis=0, dtype=np.int32), np.array([2000, 900, 500, 300, 200])
 
 
+BASES = {
+    "coded-basis": make_basis(),
+    "coded-channels": LatentsBasis.of_channels([0.5, 0, -1, 2, 0], [1, 2, 0.5, 1, 1]),
+    "coded-cycle": make_cycle_basis(),
+    "coded-cycle-channels": LatentsBasis.of_channels([0.5, 0, -1, 2, 0], [1, 2, 0.5, 1, 1], AxesCycle(5, 2, 3)),
+}
+
+
+def read_codes(name: str) -> np.ndarray:
+    """Whole numbers of all windows of a stored file, one behind the other."""
+    reader = CodedFsvReader(FOLDER / f"{name}.fsv")
+    reader.basis = BASES[name]
+    return np.concatenate([reader.read_codes(index).ravel() for index in range(len(reader))])
+
+
+def coder_bytes(coder: int) -> bytes:
+    """What a coder makes of the frames of `walk`."""
+    frames, scales = walk()
+    cycle = AxesCycle(5, 2, 3) if coder == 2 else AxesCycle(5)
+    encoder = FrameEncoder(frames.shape[1:], scales[cycle.channel_of_axis], cycle)
+    return b"".join(encoder.encode_frame(frame, i) for i, frame in enumerate(frames)) + encoder.finish()
+
+
 def main() -> None:
     digests = {}
-    for name, basis in (
-        ("coded-basis", make_basis()),
-        ("coded-channels", LatentsBasis.of_channels([0.5, 0, -1, 2, 0], [1, 2, 0.5, 1, 1])),
-    ):
-        reader = write(FOLDER / f"{name}.fsv", make_windows(), basis)
-        codes = np.concatenate([reader.read_codes(i).ravel() for i in range(len(reader))])
-        digests[name] = hashlib.sha256(codes.astype("<i4").tobytes()).hexdigest()
-    frames, scales = walk()
-    encoder = FrameEncoder(frames.shape[1:], scales)
-    data = b"".join(encoder.encode_frame(frame) for frame in frames) + encoder.finish()
-    digests["coder-1"] = hashlib.sha256(data).hexdigest()
+    for name, basis in BASES.items():
+        if not (FOLDER / f"{name}.fsv").exists():
+            write(FOLDER / f"{name}.fsv", make_windows(), basis)
+        digests[name] = hashlib.sha256(read_codes(name).astype("<i4").tobytes()).hexdigest()
+    for coder in (1, 2):
+        digests[f"coder-{coder}"] = hashlib.sha256(coder_bytes(coder)).hexdigest()
     for kind in QUANTIZATIONS:
         if not (FOLDER / f"version-1-{kind}.fsv").exists():
             header = make_header(num_frames=16, latent_height=3, latent_width=7, model_width=112, quantization=kind)
