@@ -7,7 +7,7 @@ from dataclasses import replace
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -46,6 +46,10 @@ from diffusers_vidvae.models.frame_selection import check_selection
 from .any_latents import EncodedWindow, decode_any, encode_any
 from .compression_budget import DEFAULT_QUALITY, Budget, first_that, operating_points
 from .pipeline_output import VideoCompressionPipelineOutput
+
+
+if TYPE_CHECKING:
+    from diffusers_vidvae.media.encoding import Codec, PixelFormat
 
 
 logger = logging.get_logger(__name__)
@@ -239,10 +243,42 @@ class VideoCompressionPipeline(DiffusionPipeline):
         return results[0] if len(results) == 1 else results
 
     def compress_file(
-        self, video: ClipInput, output: str | Path, overwrite: bool = False, **options: Any
+        self,
+        video: ClipInput,
+        output: str | Path,
+        overwrite: bool = False,
+        mode: str | None = None,
+        num_frames: int | None = None,
+        rate: float | None = None,
+        threshold: float = 0.5,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        quality: float | None = None,
+        target_size: int | None = None,
+        target_bpp: float | None = None,
+        target_psnr: float | None = None,
+        quantize: str | None = None,
+        size_mode: str = "auto",
+        fps: float | Fraction | None = None,
     ) -> CompressedVideo:
-        r"""Compresses a clip into an `.fsv` file in constant memory; `options` are those of `compress`."""
-        return self.compress(video, output=output, overwrite=overwrite, **options)
+        r"""Compresses a clip into an `.fsv` file in constant memory; arguments and errors are those of `compress`."""
+        compressed = self.compress(
+            video,
+            mode=mode,
+            num_frames=num_frames,
+            rate=rate,
+            threshold=threshold,
+            generator=generator,
+            quality=quality,
+            target_size=target_size,
+            target_bpp=target_bpp,
+            target_psnr=target_psnr,
+            quantize=quantize,
+            size_mode=size_mode,
+            fps=fps,
+            output=output,
+            overwrite=overwrite,
+        )
+        return cast(CompressedVideo, compressed)
 
     def _encode(self, clip: Clip, size_mode: str, budget: Budget) -> tuple[FsvHeader, Iterator[EncodedWindow]]:
         """Header of a clip whose frames are still to be counted, and what the autoencoder makes of it."""
@@ -550,7 +586,11 @@ class VideoCompressionPipeline(DiffusionPipeline):
         fps: float | Fraction | None = None,
         audio_from: str | Path | None = None,
         overwrite: bool = False,
-        **writer_options: Any,
+        crf: int | None = None,
+        lossless: bool = False,
+        codec: "Codec | None" = None,
+        preset: str = "medium",
+        pixel_format: "PixelFormat | None" = None,
     ) -> Path:
         r"""Decodes a compressed clip into a video file, an animation or a folder of images, in constant memory.
 
@@ -562,7 +602,11 @@ class VideoCompressionPipeline(DiffusionPipeline):
             fps: Frame rate; by default the clip's own, or 30 where it has none.
             audio_from: Media file whose sound is carried over.
             overwrite: Whether `output` may be replaced.
-            writer_options: Options of `diffusers_vidvae.media.VideoWriter`, such as `lossless` or `crf`.
+            crf: Quality of H.264 or VP9, lower is better; as in `diffusers_vidvae.media.VideoWriter`, like the rest.
+            lossless: Whether no pixel may change, as FFV1 or lossless WebP.
+            codec: Name of the video codec.
+            preset: How long the encoder may take.
+            pixel_format: How colours are stored.
 
         Raises:
             FsvError: The file is damaged, or the clip was compressed by another model.
@@ -573,14 +617,24 @@ class VideoCompressionPipeline(DiffusionPipeline):
 
         compressed = self.open_compressed(compressed)
         if compressed.header.num_frames == 1 and Path(output).suffix.lower() in IMAGE_SUFFIXES:
-            options = {"fps": fps, "audio_from": audio_from, **writer_options}
+            options = {"fps": fps, "audio_from": audio_from, "crf": crf, "lossless": lossless, "codec": codec}
             if given := [name for name, value in options.items() if value]:
                 raise ValueError(f"{output}: an image takes no options of videos, got {', '.join(given)}.")
             [frames] = self.decompress_frames(compressed)
             save_image(frames[0], output, overwrite=overwrite)
             return Path(output)
         fps = fps or compressed.header.fps or UNKNOWN_FPS
-        with VideoWriter(output, fps, audio_from=audio_from, overwrite=overwrite, **writer_options) as writer:
+        with VideoWriter(
+            output,
+            fps,
+            codec=codec,
+            lossless=lossless,
+            crf=crf,
+            preset=preset,
+            pixel_format=pixel_format,
+            audio_from=audio_from,
+            overwrite=overwrite,
+        ) as writer:
             for frames in self.decompress_frames(compressed):
                 writer.write(frames)
         return Path(output)

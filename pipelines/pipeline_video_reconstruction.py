@@ -157,9 +157,11 @@ class VideoReconstructionPipeline(DiffusionPipeline):
         ratio = self.vae.temporal_compression_ratio if model.is_a("AutoencoderKL3D") else 1
         if chunk_frames < 1 or not model.geometry.accepts_frames(chunk_frames) or chunk_frames % ratio:
             counts = [ratio * i for i in range(1, 6)] if ratio > 1 else model.geometry.first_frame_counts()
+            least = max(chunk_frames, 1)
+            following = -(-least // ratio) * ratio if ratio > 1 else model.geometry.padded_frames(least)
             raise ValueError(
                 f"`chunk_frames` must be a number of frames that {model.name} takes at once,"
-                f" {', '.join(map(str, counts))}, ..., got {chunk_frames}."
+                f" {', '.join(map(str, counts))}, ..., got {chunk_frames}; the next is {following}."
             )
 
     @torch.no_grad()

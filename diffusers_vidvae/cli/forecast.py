@@ -145,7 +145,7 @@ def decompressing(pipeline: VideoCompressionPipeline, header: FsvHeader) -> Iter
         compressed = pipeline.compress(frames, **size_mode)
         return _seconds(lambda: list(pipeline.decompress_frames(compressed)))
 
-    frame = np.zeros((header.height, header.width, 3), np.uint8)
+    frame = np.broadcast_to(np.uint8(0), (header.height, header.width, 3))
     if not pipeline.selects_frames:
         with _forecast("Decompressing", Work(header.num_frames, header.height, header.width), frame, run):
             yield

@@ -334,9 +334,9 @@ def test_chunks_of_other_models_are_clips_of_their_own(wan_pipe):
 @pytest.mark.parametrize(
     ("name", "chunk_frames", "message"),
     [
-        ("wan", 4, r"AutoencoderKLWan takes at once, 1, 5, 9, 13, 17, \.\.\., got 4"),
+        ("wan", 4, r"AutoencoderKLWan takes at once, 1, 5, 9, 13, 17, \.\.\., got 4; the next is 5\."),
         ("cogvideox", 4, "takes at once, 1, 8, 9, 16, 17"),
-        ("kl_3d", 6, r"AutoencoderKL3D takes at once, 4, 8, 12, 16, 20, \.\.\., got 6"),
+        ("kl_3d", 6, r"AutoencoderKL3D takes at once, 4, 8, 12, 16, 20, \.\.\., got 6; the next is 8\."),
         ("kl_3d", 0, "got 0"),
         ("frame_select", 4, "windows of its own `clip_num_frames`, 4"),
     ],
