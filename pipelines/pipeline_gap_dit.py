@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import (
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
@@ -29,6 +28,7 @@ from diffusers_vidvae.models.frame_select_vae import FrameSelectVAE
 from diffusers_vidvae.models.gap_dit import GapDiT
 from diffusers_vidvae.schedulers.scheduling_flow_match_gap import FlowMatchGapScheduler, GapPlan, check_sigmas
 
+from .callbacks import check_callback_inputs
 from .flow_schedulers import FLOW_SCHEDULERS, dynamic_shift, is_flow_matching, takes_generator
 from .frame_conditioning import (
     GivenFrames,
@@ -39,6 +39,7 @@ from .frame_conditioning import (
     place_given_frames,
 )
 from .lora_loading import GapDiTLoraLoaderMixin, lora_weight
+from .output_videos import join_windows, stack_videos
 from .pipeline_output import GapDiTPipelineOutput
 from .text_prompts import TextEmbeddings, count_prompts, embed_texts
 from .video_lengths import position_rows, resolve_frame_indices, resolve_lengths
@@ -344,11 +345,7 @@ class GapDiTPipeline(DiffusionPipeline, GapDiTLoraLoaderMixin):
             raise ValueError(f"`latents` must have shape {shape}, got {tuple(latents.shape)}.")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES}, got {output_type!r}.")
-        unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
-        if unknown:
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` must be in {self._callback_tensor_inputs}, got {unknown}."
-            )
+        check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
 
     def _check_lengths(
         self, num_latent_frames: list[int], num_frames: list[int | None], frame_indices: list[int]
@@ -576,7 +573,7 @@ class GapDiTPipeline(DiffusionPipeline, GapDiTLoraLoaderMixin):
             if last >= length:
                 raise ValueError(f"`gaps` lead to frame {last} of a video of {length} frames.")
         plan = GapPlan(gaps=gaps, positions=positions, num_frames=lengths)
-        videos = _stack(self.decode_latents(latents, plan, frame_mask, output_type), output_type)
+        videos = stack_videos(self.decode_latents(latents, plan, frame_mask, output_type))
         self.maybe_free_model_hooks()
         return videos
 
@@ -604,10 +601,10 @@ class GapDiTPipeline(DiffusionPipeline, GapDiTLoraLoaderMixin):
                 latents[clip : clip + 1, :, mask], plan.positions[clip, mask], int(plan.num_frames[clip])
             )
             windows = [
-                self.video_processor.postprocess(frames[0].transpose(0, 1).float(), output_type)
+                self.video_processor.postprocess_video(frames.float(), output_type)
                 for frames in self.vae.decode_stream(pieces)
             ]
-            videos.append(_concatenate(windows, output_type))
+            videos.append(join_windows(windows, output_type))
         return videos
 
     def _place_latents(
@@ -821,7 +818,7 @@ class GapDiTPipeline(DiffusionPipeline, GapDiTLoraLoaderMixin):
             frames = latents
         else:
             self._check_plan(plan, latent_counts, lengths)
-            frames = _stack(self.decode_latents(latents, plan, frame_mask, output_type), output_type)
+            frames = stack_videos(self.decode_latents(latents, plan, frame_mask, output_type))
 
         self.maybe_free_model_hooks()
         if not return_dict:
@@ -837,20 +834,3 @@ class GapDiTPipeline(DiffusionPipeline, GapDiTLoraLoaderMixin):
                     f"The generated gaps make a video of {length} frames from {count} latent frames, more than the"
                     f" {self._longest_video(count)} that are plausible; give `num_frames`."
                 )
-
-
-def _concatenate(pieces: list[Any], output_type: str) -> Any:
-    """Joins the windows of a video along time."""
-    if output_type == "pil":
-        return [frame for piece in pieces for frame in piece]
-    return np.concatenate(pieces) if output_type == "np" else torch.cat(pieces)
-
-
-def _stack(videos: list[Any], output_type: str) -> Any:
-    """Joins videos to a batch; arrays and tensors are padded with black frames at the end."""
-    if output_type == "pil":
-        return videos
-    longest = max(len(video) for video in videos)
-    if output_type == "np":
-        return np.stack([np.pad(video, [(0, longest - len(video)), (0, 0), (0, 0), (0, 0)]) for video in videos])
-    return torch.stack([F.pad(video, [0, 0, 0, 0, 0, 0, 0, longest - len(video)]) for video in videos])

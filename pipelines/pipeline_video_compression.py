@@ -40,11 +40,14 @@ from diffusers_vidvae.fingerprints import config_fingerprint, weights_sketch
 from diffusers_vidvae.media.clip import Clip, ClipFrame
 from diffusers_vidvae.media.clips import ClipInput, open_clips
 from diffusers_vidvae.media.layouts import Layout, ValueRange
+from diffusers_vidvae.media.transforms import resize
 from diffusers_vidvae.models.frame_select_vae import FrameSelectVAE
 from diffusers_vidvae.models.frame_selection import check_selection
 
 from .any_latents import EncodedWindow, decode_any, encode_any
+from .callbacks import check_callback_inputs
 from .compression_budget import DEFAULT_QUALITY, Budget, first_that, operating_points
+from .output_videos import join_windows
 from .pipeline_output import VideoCompressionPipelineOutput
 
 
@@ -113,7 +116,16 @@ class VideoCompressionPipeline(DiffusionPipeline):
     def interrupt(self) -> bool:
         return self._interrupt
 
-    def check_inputs(self, mode, num_frames, rate, threshold, quantize, size_mode, callback_on_step_end_tensor_inputs):
+    def check_inputs(
+        self,
+        mode: str | None,
+        num_frames: int | None,
+        rate: float | None,
+        threshold: float,
+        quantize: str | None,
+        size_mode: str,
+        callback_on_step_end_tensor_inputs: list[str],
+    ) -> None:
         check_selection(mode or "systematic", num_frames, rate, threshold)
         if size_mode not in SIZE_MODES:
             raise ValueError(f"`size_mode` must be one of {SIZE_MODES}, got {size_mode!r}.")
@@ -125,12 +137,7 @@ class VideoCompressionPipeline(DiffusionPipeline):
                 raise ValueError(f"{type(self.vae).__name__} does not select frames, got {', '.join(given)}.")
             if size_mode not in ("auto", "pad"):
                 raise ValueError(f"`size_mode` {size_mode!r} is for FrameSelectVAE, not {type(self.vae).__name__}.")
-        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
-        if unknown:
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, got"
-                f" {sorted(unknown)}."
-            )
+        check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
 
     # Compression
 
@@ -678,9 +685,8 @@ class VideoCompressionPipeline(DiffusionPipeline):
         if output_type == "latent":
             return torch.cat([latents for latents, _ in windows], dim=2)
         parts = [self.video_processor.postprocess_video(frames, output_type) for frames in windows]
-        if output_type == "pil":
-            return [image for (images,) in parts for image in images]
-        return np.concatenate(parts, axis=1) if output_type == "np" else torch.cat(parts, dim=1)
+        joined = join_windows(parts, output_type)
+        return joined if output_type == "pil" else joined[None]
 
     # Both ways
 
@@ -890,7 +896,7 @@ def _to_model_size(frames: torch.Tensor, header: FsvHeader) -> torch.Tensor:
     """Brings frames `(1, C, T, H, W)` of the clip's size to the model's."""
     height, width = header.model_height, header.model_width
     if header.size_fit == "resize":
-        return _resize(frames, height, width)
+        return resize(frames.float(), height, width)
     padding = (0, width - header.width, 0, height - header.height, 0, 0)
     return F.pad(frames, padding, mode="replicate") if any(padding) else frames
 
@@ -898,16 +904,8 @@ def _to_model_size(frames: torch.Tensor, header: FsvHeader) -> torch.Tensor:
 def _to_clip_size(frames: torch.Tensor, header: FsvHeader) -> torch.Tensor:
     """Inverse of `_to_model_size`."""
     if header.size_fit == "resize":
-        return _resize(frames, header.height, header.width)
+        return resize(frames.float(), header.height, header.width)
     return frames[..., : header.height, : header.width]
-
-
-def _resize(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    if frames.shape[3:] == (height, width):
-        return frames
-    images = frames.transpose(1, 2).flatten(0, 1).float()  # (B * T, C, H, W)
-    images = F.interpolate(images, (height, width), mode="bicubic", antialias=True).clamp(-1, 1)
-    return images.unflatten(0, (frames.shape[0], frames.shape[2])).transpose(1, 2)
 
 
 def _tiled(windows: Iterator[Any], vae: FrameSelectVAE, tile: TileLayout | None) -> Iterator[Any]:

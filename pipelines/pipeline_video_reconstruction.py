@@ -8,7 +8,7 @@ from fractions import Fraction
 from itertools import accumulate, chain
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from diffusers import DiffusionPipeline
@@ -31,7 +31,12 @@ from diffusers_vidvae.media.layouts import Layout, ValueRange
 from diffusers_vidvae.metrics import ClipMetrics, PerceptualMetric, evaluate_clip
 from diffusers_vidvae.models.frame_selection import SELECTION_MODES
 
+from .callbacks import check_callback_inputs
 from .pipeline_output import ReconstructedFile, VideoReconstructionPipelineOutput
+
+
+if TYPE_CHECKING:
+    from .reconstruction_files import SourceFile
 
 
 logger = logging.get_logger(__name__)
@@ -104,23 +109,29 @@ class VideoReconstructionPipeline(DiffusionPipeline):
         r"""Numbers of frames, heights and widths that the autoencoder takes; all others are padded."""
         return open_autoencoder(self.vae).geometry
 
-    def check_inputs(
-        self,
-        video,
-        image,
-        chunk_frames,
-        mode,
-        num_frames,
-        rate,
-        decode_timestep,
-        decode_noise_scale,
-        output_type,
-        callback_on_step_end_tensor_inputs,
-    ):
+    def check_inputs(self, video: Any, image: Any, output_type: str, compute_metrics: bool) -> None:
         if (video is None) == (image is None):
             raise ValueError(f"Give `video` or `image`, {'not both' if video is not None else 'got neither'}.")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES}, got {output_type!r}.")
+        if compute_metrics and output_type == "latent":
+            raise ValueError("`compute_metrics` needs pixels, which `output_type` 'latent' does not give.")
+
+    def _prepare_run(
+        self,
+        chunk_frames: int | None,
+        sample_posterior: bool,
+        mode: str | None,
+        num_frames: int | None,
+        rate: float | None,
+        threshold: float,
+        decode_timestep: float | None,
+        decode_noise_scale: float | None,
+        generator: torch.Generator | list[torch.Generator] | None,
+        callback: Callable[..., dict] | None = None,
+        callback_tensor_inputs: Sequence[str] = (),
+    ) -> dict[str, Any]:
+        """Checks the arguments that all runs share, and names them as `_reconstruct` does."""
         self._check_selection(mode, num_frames, rate)
         self._check_chunk_frames(chunk_frames)
         if not self.vae.config.get("timestep_conditioning") and (decode_timestep or decode_noise_scale):
@@ -128,14 +139,21 @@ class VideoReconstructionPipeline(DiffusionPipeline):
                 f"`decode_timestep` and `decode_noise_scale` are for decoders that are conditioned on a timestep,"
                 f" which that of {type(self.vae).__name__} is not."
             )
-        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
-        if unknown:
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, got"
-                f" {sorted(unknown)}."
-            )
+        check_callback_inputs(callback_tensor_inputs, self._callback_tensor_inputs)
+        decode_timestep = decode_timestep or 0.0
+        selection = {"mode": mode, "num_frames": num_frames, "rate": rate, "threshold": threshold}
+        return {
+            "chunk_frames": chunk_frames,
+            "sample_posterior": sample_posterior,
+            "selection": None if mode is None else selection,
+            "decode_timestep": decode_timestep,
+            "decode_noise_scale": decode_timestep if decode_noise_scale is None else decode_noise_scale,
+            "generator": generator,
+            "callback": callback,
+            "callback_tensor_inputs": callback_tensor_inputs,
+        }
 
-    def _check_selection(self, mode: str | None, num_frames: int | None, rate: float | None):
+    def _check_selection(self, mode: str | None, num_frames: int | None, rate: float | None) -> None:
         if mode is None:
             if num_frames is not None or rate is not None:
                 raise ValueError(f"`num_frames` and `rate` need a `mode`, one of {SELECTION_MODES}.")
@@ -145,7 +163,7 @@ class VideoReconstructionPipeline(DiffusionPipeline):
         if mode not in SELECTION_MODES:
             raise ValueError(f"`mode` must be None or one of {SELECTION_MODES}, got {mode!r}.")
 
-    def _check_chunk_frames(self, chunk_frames: int | None):
+    def _check_chunk_frames(self, chunk_frames: int | None) -> None:
         if chunk_frames is None:
             return
         model = open_autoencoder(self.vae)
@@ -224,20 +242,20 @@ class VideoReconstructionPipeline(DiffusionPipeline):
             ValueError: An argument or a clip is not as described, the clips of a batch differ in size, or the
                 autoencoder does not return clips of the size that it was given.
         """
-        self.check_inputs(
-            video,
-            image,
+        self.check_inputs(video, image, output_type, compute_metrics)
+        run = self._prepare_run(
             chunk_frames,
+            sample_posterior,
             mode,
             num_frames,
             rate,
+            threshold,
             decode_timestep,
             decode_noise_scale,
-            output_type,
+            generator,
+            callback_on_step_end,
             callback_on_step_end_tensor_inputs,
         )
-        if compute_metrics and output_type == "latent":
-            raise ValueError("`compute_metrics` needs pixels, which `output_type` 'latent' does not give.")
         if video is not None:
             opened = open_clips(video, fps, layout=layout, value_range=value_range)
         else:
@@ -246,17 +264,7 @@ class VideoReconstructionPipeline(DiffusionPipeline):
         pieces = []
         with self.progress_bar(total=clips.shape[2]) as progress_bar:
             for piece in self._reconstruct(
-                [clips],
-                chunk_frames=chunk_frames,
-                total_frames=clips.shape[2],
-                sample_posterior=sample_posterior,
-                selection=_selection(mode, num_frames=num_frames, rate=rate, threshold=threshold),
-                decode_timestep=decode_timestep or 0.0,
-                decode_noise_scale=_noise_scale(decode_timestep, decode_noise_scale),
-                generator=generator,
-                latents_only=output_type == "latent",
-                callback=callback_on_step_end,
-                callback_tensor_inputs=callback_on_step_end_tensor_inputs,
+                [clips], total_frames=clips.shape[2], latents_only=output_type == "latent", **run
             ):
                 pieces.append(piece)
                 progress_bar.update(piece.original.shape[2])
@@ -316,20 +324,19 @@ class VideoReconstructionPipeline(DiffusionPipeline):
             ValueError: An argument is not as described.
             MediaError: The file cannot be read.
         """
-        from .reconstruction_files import open_source
-
-        self.check_inputs(video, None, chunk_frames, mode, None, rate, decode_timestep, decode_noise_scale, "pt", [])
-        source = open_source(Path(video), fps=None if fps is None else Fraction(fps).limit_denominator(1001))
-        yield from self._reconstruct(
-            source.pieces(),
-            chunk_frames=chunk_frames,
-            total_frames=1 if source.fps is None else None,
-            sample_posterior=sample_posterior,
-            selection=_selection(mode, rate=rate, threshold=threshold),
-            decode_timestep=decode_timestep or 0.0,
-            decode_noise_scale=_noise_scale(decode_timestep, decode_noise_scale),
-            generator=generator,
+        run = self._prepare_run(
+            chunk_frames,
+            sample_posterior,
+            mode,
+            None,
+            rate,
+            threshold,
+            decode_timestep,
+            decode_noise_scale,
+            generator,
         )
+        source = self._open_source(Path(video), preprocess=False, size_bucket=None, fps=fps)
+        yield from self._reconstruct(source.pieces(), total_frames=source.total_frames, **run)
         self.maybe_free_model_hooks()
 
     @torch.no_grad()
@@ -395,70 +402,54 @@ class VideoReconstructionPipeline(DiffusionPipeline):
             MediaError: A file cannot be read, exists, cannot be written, or the clip is too slow or too small. Nothing
                 half-written is left.
         """
-        from .reconstruction_files import beside, check_outputs, open_outputs, open_source
+        from .reconstruction_files import PieceTally, open_outputs, output_paths
 
-        inputs = callback_on_step_end_tensor_inputs
-        self.check_inputs(
-            input, None, chunk_frames, mode, None, rate, decode_timestep, decode_noise_scale, "pil", inputs
+        run = self._prepare_run(
+            chunk_frames,
+            sample_posterior,
+            mode,
+            None,
+            rate,
+            threshold,
+            decode_timestep,
+            decode_noise_scale,
+            generator,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
         )
+        paths = output_paths(Path(input), output, original_output)
+        source = self._open_source(Path(input), preprocess, size_bucket, fps)
+        tally = PieceTally(ClipMetrics(lpips=lpips) if compute_metrics else None)
+        with (
+            open_outputs(source, paths, overwrite, writer_options or {}) as write,
+            self.progress_bar(total=source.expected_frames or float("inf")) as progress_bar,
+        ):
+            for piece in self._reconstruct(source.pieces(), total_frames=source.total_frames, **run):
+                write(piece.sample, piece.original)
+                tally.add(piece)
+                progress_bar.update(piece.original.shape[2])
+        self.maybe_free_model_hooks()
+        size = {"height": source.height, "width": source.width, "fps": source.fps}
+        return ReconstructedFile(*paths, **size, **tally.result())
+
+    def _open_source(
+        self, path: Path, preprocess: bool | None, size_bucket: str | None, fps: float | Fraction | None
+    ) -> SourceFile:
+        """Opens a file as `reconstruct_file` describes it."""
+        from .reconstruction_files import open_source
+
         if fps is not None and fps <= 0:
             raise ValueError(f"`fps` must be positive, got {fps}.")
         is_kl_3d = open_autoencoder(self.vae).is_a("AutoencoderKL3D")
         preprocess = is_kl_3d if preprocess is None else preprocess
         if size_bucket is not None and not preprocess:
             raise ValueError(f"`size_bucket` {size_bucket!r} needs `preprocess`, which resizes.")
-        if isinstance(original_output, bool):
-            original_output = beside(Path(output), "_original") if original_output else ""
-        paths = [Path(path) for path in (output, original_output) if path]
-        check_outputs(Path(input), paths)
-
-        source = open_source(
-            Path(input),
+        return open_source(
+            path,
             preprocess=preprocess,
             size_bucket=size_bucket,
             fps=None if fps is None else Fraction(fps).limit_denominator(1001),
             least_side=self.vae.spatial_compression_ratio if is_kl_3d else 1,
-        )
-        metrics = ClipMetrics(lpips=lpips) if compute_metrics else None
-        num_frames, boundaries, masks = 0, [], []
-        with (
-            open_outputs(source, paths, overwrite, writer_options or {}) as write,
-            self.progress_bar(total=source.expected_frames or float("inf")) as progress_bar,
-        ):
-            for piece in self._reconstruct(
-                source.pieces(),
-                chunk_frames=chunk_frames,
-                total_frames=1 if source.fps is None else None,
-                sample_posterior=sample_posterior,
-                selection=_selection(mode, rate=rate, threshold=threshold),
-                decode_timestep=decode_timestep or 0.0,
-                decode_noise_scale=_noise_scale(decode_timestep, decode_noise_scale),
-                generator=generator,
-                callback=callback_on_step_end,
-                callback_tensor_inputs=inputs,
-            ):
-                write(piece.sample, piece.original)
-                if metrics is not None:
-                    metrics.update(piece.original, cast(torch.Tensor, piece.sample))
-                if piece.keep_mask is not None:
-                    masks.append(piece.keep_mask.cpu())
-                boundaries.append(num_frames)
-                num_frames += piece.original.shape[2]
-                progress_bar.update(piece.original.shape[2])
-        self.maybe_free_model_hooks()
-
-        keep_mask = torch.cat(masks, dim=1) if masks else None
-        if metrics is not None:
-            metrics.keep_mask, metrics.boundaries = keep_mask, boundaries[1:]
-        return ReconstructedFile(
-            paths[0],
-            paths[1] if len(paths) > 1 else None,
-            num_frames=num_frames,
-            height=source.height,
-            width=source.width,
-            fps=source.fps,
-            keep_rate=None if keep_mask is None else float(keep_mask.float().mean()),
-            metrics=None if metrics is None else metrics.compute(),
         )
 
     # From pixels to pixels
@@ -565,15 +556,6 @@ class VideoReconstructionPipeline(DiffusionPipeline):
         if isinstance(posterior, IdentityDistribution):
             raise ValueError(f"{type(self.vae).__name__} has no posterior to draw from; leave out `sample_posterior`.")
         return posterior.sample(generator)
-
-
-def _selection(mode: str | None, **counts: Any) -> dict[str, Any] | None:
-    """Arguments of `FrameSelectVAE.select_stream`; None keeps all frames."""
-    return None if mode is None else {"mode": mode, **counts}
-
-
-def _noise_scale(decode_timestep: float | None, decode_noise_scale: float | None) -> float:
-    return (decode_timestep or 0.0) if decode_noise_scale is None else decode_noise_scale
 
 
 def _take(pieces: deque[torch.Tensor], num_frames: int) -> torch.Tensor:

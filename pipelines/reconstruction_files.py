@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,6 +30,11 @@ from diffusers_vidvae.media import (
     to_pixels,
 )
 from diffusers_vidvae.media.buckets import MULTIPLE
+from diffusers_vidvae.metrics import ClipMetrics
+
+
+if TYPE_CHECKING:
+    from .pipeline_video_reconstruction import ReconstructedPiece
 
 
 TRAINING_FPS = 24
@@ -54,6 +60,11 @@ class SourceFile:
     keeps_times: bool = False
     expected_frames: int | None = 1
     times: deque[float] = field(default_factory=deque)
+
+    @property
+    def total_frames(self) -> int | None:
+        """How many there are, if that is certain: 1 of an image."""
+        return 1 if self.fps is None else None
 
     def pieces(self) -> Iterator[torch.Tensor]:
         """Frames `(1, 3, 1, H, W)` in [-1, 1]; the times of those that were read wait in `times`."""
@@ -144,15 +155,59 @@ def open_outputs(
         yield write
 
 
-def check_outputs(source: Path, outputs: list[Path]) -> None:
-    """Refuses outputs that are one file, or the input."""
-    resolved = [path.resolve() for path in outputs]
+def output_paths(source: Path, output: str | PathLike[str], original_output: str | PathLike[str] | bool) -> list[Path]:
+    r"""Where the reconstruction goes, and behind it where the original goes, if anywhere.
+
+    Args:
+        source: The file that is read.
+        output: The reconstruction.
+        original_output: The original; True puts it beside `output`, with `_original` added to its name.
+
+    Raises:
+        ValueError: The outputs are one file, or the source.
+    """
+    output = Path(output)
+    if original_output is True:
+        original_output = output.with_name(f"{output.stem}_original{output.suffix}")
+    paths = [Path(path) for path in (output, original_output) if path]
+    resolved = [path.resolve() for path in paths]
     if len(set(resolved)) < len(resolved):
-        raise ValueError(f"{outputs[0]}: the reconstruction and the original need different names.")
+        raise ValueError(f"{output}: the reconstruction and the original need different names.")
     if source.resolve() in resolved:
         raise ValueError(f"{source}: would be overwritten; choose another name for the output.")
+    return paths
 
 
-def beside(path: Path, suffix: str) -> Path:
-    """The path of a file beside another one, with a suffix to its name."""
-    return path.with_name(f"{path.stem}{suffix}{path.suffix}")
+class PieceTally:
+    r"""What becomes known of a reconstruction as its pieces go by.
+
+    Args:
+        metrics: Measures the pieces, if there is one.
+    """
+
+    def __init__(self, metrics: ClipMetrics | None):
+        self.metrics = metrics
+        self.num_frames = 0
+        self.boundaries: list[int] = []
+        self.masks: list[torch.Tensor] = []
+
+    def add(self, piece: ReconstructedPiece) -> None:
+        """Takes the next piece."""
+        if self.metrics is not None and piece.sample is not None:
+            self.metrics.update(piece.original, piece.sample)
+        if piece.keep_mask is not None:
+            self.masks.append(piece.keep_mask.cpu())
+        if self.num_frames:
+            self.boundaries.append(self.num_frames)
+        self.num_frames += piece.original.shape[2]
+
+    def result(self) -> dict[str, Any]:
+        """Number of frames, share of those that were kept, and figures, as `ReconstructedFile` has them."""
+        keep_mask = torch.cat(self.masks, dim=1) if self.masks else None
+        if self.metrics is not None:
+            self.metrics.keep_mask, self.metrics.boundaries = keep_mask, self.boundaries
+        return {
+            "num_frames": self.num_frames,
+            "keep_rate": None if keep_mask is None else float(keep_mask.float().mean()),
+            "metrics": None if self.metrics is None else self.metrics.compute(),
+        }

@@ -331,7 +331,7 @@ def test_interrupting_ends_the_steps(pipe):
         ({"batch_size": 3, "generator": seeded(0, 1)}, "`generator` must be one or a list of 3, got a list of 2"),
         ({"height": 17}, "must be multiples of 4, got 17 and 16"),
         ({"output_type": "mp4"}, r"must be one of \('pil', 'np', 'pt', 'latent'\), got 'mp4'"),
-        ({"callback_on_step_end_tensor_inputs": ["noise"]}, r"must be in \['latents', 'gaps'\], got \['noise'\]"),
+        ({"callback_on_step_end_tensor_inputs": ["noise"]}, r"must be among \['latents', 'gaps'\], got \['noise'\]"),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
