@@ -76,10 +76,7 @@ def compare(
     report = describe(comparison, pair, (one, other)) | {"output": output, "amplify": amplify}
     texts = ComparisonTexts(*lines_of(report), amplify)
     write(output, comparison, pair, texts, force)
-    if json:
-        console.print_json(report)
-        return
-    console.print_fields(str(output), {"A": texts.one, "B": texts.other, "both": texts.summary})
+    console.print_result(report, json, str(output), {"A": texts.one, "B": texts.other, "both": texts.summary})
 
 
 def open_pair(

@@ -29,35 +29,40 @@ def load_compression_pipeline(model: str | None, device: str | None, dtype: Any 
     return models.quiet_pipeline(VideoCompressionPipeline(vae))
 
 
+Quality = Annotated[
+    float | None, typer.Option(help="Quality of the latents, from 0 to 100. Default: 25.", show_default=False)
+]
+TargetSize = Annotated[
+    str | None, typer.Option(help="Size that the file may have, such as `200kB`; chooses frames and quality.")
+]
+TargetBpp = Annotated[
+    float | None, typer.Option(help="Bits for each pixel that it may have; chooses frames and quality.")
+]
+ModeOption = Annotated[
+    Mode | None,
+    typer.Option(help="Drop frames, chosen so; by itself as many as the model asks for. Default: keep all."),
+]
+Threshold = Annotated[
+    float | None, typer.Option(help="Keep probability above which mode `threshold` keeps. Default: 0.5.")
+]
+QuantizeOption = Annotated[Quantize | None, typer.Option(help="Store latents as raw numbers instead, for training.")]
+SizeModeOption = Annotated[SizeMode, typer.Option(help="How frames are brought to a size that the model takes.")]
+
+
 def compress(
     input: Annotated[Path, typer.Argument(help="Video, animation or image.")],
     output: Output,
     model: Model = None,
-    quality: Annotated[
-        float | None, typer.Option(help="Quality of the latents, from 0 to 100. Default: 25.", show_default=False)
-    ] = None,
-    target_size: Annotated[
-        str | None, typer.Option(help="Size that the file may have, such as `200kB`; chooses frames and quality.")
-    ] = None,
-    target_bpp: Annotated[
-        float | None, typer.Option(help="Bits for each pixel that it may have; chooses frames and quality.")
-    ] = None,
+    quality: Quality = None,
+    target_size: TargetSize = None,
+    target_bpp: TargetBpp = None,
     target_psnr: Annotated[float | None, typer.Option(help="PSNR in dB to reach with the smallest file.")] = None,
-    mode: Annotated[
-        Mode | None,
-        typer.Option(help="Drop frames, chosen so; by itself as many as the model asks for. Default: keep all."),
-    ] = None,
+    mode: ModeOption = None,
     num_frames: Annotated[int | None, typer.Option(help="Frames to keep of the whole clip. Default: all.")] = None,
     rate: Annotated[float | None, typer.Option(help="Share of the frames to keep, in (0, 1].")] = None,
-    threshold: Annotated[
-        float | None, typer.Option(help="Keep probability above which mode `threshold` keeps. Default: 0.5.")
-    ] = None,
-    quantize: Annotated[
-        Quantize | None, typer.Option(help="Store latents as raw numbers instead, for training.")
-    ] = None,
-    size_mode: Annotated[
-        SizeMode, typer.Option(help="How frames are brought to a size that the model takes.")
-    ] = SizeMode.auto,
+    threshold: Threshold = None,
+    quantize: QuantizeOption = None,
+    size_mode: SizeModeOption = SizeMode.auto,
     fps: Fps = None,
     seed: Seed = None,
     device: Device = None,
@@ -94,12 +99,10 @@ def compress(
         )
     report = describe_compressed(compressed) | {"model": models.model_name(model), "input": input, "output": output}
     report["input_bytes"] = size_of(input)
-    if json:
-        console.print_json(report)
-        return
     share = report["num_bytes"] / report["input_bytes"]
     of_input = f"{100 * share:.0f} % of {input}'s {console.size_text(report['input_bytes'])}"
-    console.print_fields(f"{output}: {console.size_text(report['num_bytes'])}, {of_input}", summary(report))
+    title = f"{output}: {console.size_text(report['num_bytes'])}, {of_input}"
+    console.print_result(report, json, title, summary(report))
 
 
 def parse_target(text: str) -> int:
@@ -154,11 +157,8 @@ def decompress(
         "height": header.height,
         "fps": rate_of_frames or header.fps,
     }
-    if json:
-        console.print_json(report)
-        return
     fields = {"model": report["model"], "clip": console.clip_text(report)}
-    console.print_fields(f"{output}: {console.size_text(size_of(output))}", fields)
+    console.print_result(report, json, f"{output}: {console.size_text(size_of(output))}", fields)
 
 
 def describe_compressed(compressed: CompressedVideo) -> dict[str, Any]:

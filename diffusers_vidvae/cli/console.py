@@ -68,6 +68,14 @@ def print_fields(title: str, fields: Mapping[str, Any]) -> None:
     stdout.print(table)
 
 
+def print_result(report: Any, as_json: bool, title: str, fields: Mapping[str, Any]) -> None:
+    """Prints what a command found: all of it as JSON, or for people some fields below a title."""
+    if as_json:
+        print_json(report)
+    else:
+        print_fields(title, fields)
+
+
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for index, column in enumerate(columns):

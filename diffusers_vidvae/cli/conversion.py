@@ -156,10 +156,7 @@ def push(
     if not folder.is_dir() or not _holds_model(folder):
         raise CommandError(f"{folder}: is not the folder of a model (config.json) or pipeline (model_index.json).")
     url = publish(folder, repository, standalone, revision, private)
-    if json:
-        console.print_json({"input": folder, "url": url})
-    else:
-        console.print_fields(f"{folder}: published", {"at": url})
+    console.print_result({"input": folder, "url": url}, json, f"{folder}: published", {"at": url})
 
 
 def publish(

@@ -45,33 +45,40 @@ def add_commands(app: typer.Typer) -> None:
     app.command()(evaluate)
 
 
+Inputs = Annotated[
+    list[Path] | None,
+    typer.Argument(help="Images, videos, or folders of them. A report without any takes procedural clips."),
+]
+Report = Annotated[
+    Path | None, typer.Option(help="Folder for a report with pictures, curves and codecs; an old one goes on.")
+]
+Mode = Annotated[
+    list[SweepMode] | None,
+    typer.Option(help="FrameSelectVAE: how the frames to keep are chosen; a report takes several."),
+]
+Rate = Annotated[
+    list[float] | None,
+    typer.Option(help="FrameSelectVAE: share of the frames to keep; a report takes several."),
+]
+QuantizeOption = Annotated[
+    list[Quantize] | None, typer.Option(help="FrameSelectVAE: how latents are stored; a report takes several.")
+]
+SizeModeOption = Annotated[
+    SizeMode | None, typer.Option(help="FrameSelectVAE: how frames fit the model. Default: auto.")
+]
+Codec = Annotated[list[CodecName] | None, typer.Option(help="Report: video codecs to compare with. Default: all.")]
+
+
 def evaluate(
-    inputs: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Images, videos, or folders of them. A report without any takes procedural clips."),
-    ] = None,
+    inputs: Inputs = None,
     model: Models = None,
-    report: Annotated[
-        Path | None, typer.Option(help="Folder for a report with pictures, curves and codecs; an old one goes on.")
-    ] = None,
-    mode: Annotated[
-        list[SweepMode] | None,
-        typer.Option(help="FrameSelectVAE: how the frames to keep are chosen; a report takes several."),
-    ] = None,
+    report: Report = None,
+    mode: Mode = None,
     num_frames: Annotated[int | None, typer.Option(help="FrameSelectVAE: frames to keep of every clip.")] = None,
-    rate: Annotated[
-        list[float] | None,
-        typer.Option(help="FrameSelectVAE: share of the frames to keep; a report takes several."),
-    ] = None,
-    quantize: Annotated[
-        list[Quantize] | None, typer.Option(help="FrameSelectVAE: how latents are stored; a report takes several.")
-    ] = None,
-    size_mode: Annotated[
-        SizeMode | None, typer.Option(help="FrameSelectVAE: how frames fit the model. Default: auto.")
-    ] = None,
-    codec: Annotated[
-        list[CodecName] | None, typer.Option(help="Report: video codecs to compare with. Default: all.")
-    ] = None,
+    rate: Rate = None,
+    quantize: QuantizeOption = None,
+    size_mode: SizeModeOption = None,
+    codec: Codec = None,
     side: Annotated[int | None, typer.Option(help="Report: shorter side that clips are scaled to.")] = None,
     max_frames: Annotated[int | None, typer.Option(help="Report: frames of every clip. Default: 96.")] = None,
     chunk_frames: Annotated[int | None, typer.Option(help="Other autoencoders: frames to run at a time.")] = None,

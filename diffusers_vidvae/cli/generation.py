@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
     from diffusers_vidvae import GapDiTPipeline
+    from diffusers_vidvae.pipelines.pipeline_output import GapDiTPipelineOutput
 
 
 DEFAULT_FPS = Fraction(24)
@@ -40,45 +41,51 @@ def add_commands(app: typer.Typer) -> None:
     app.command()(generate)
 
 
+Output = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        help="Video or animation; `.png` for a contact sheet; no ending for a folder of PNG images.",
+    ),
+]
+Vae = Annotated[
+    str | None, typer.Option(help="Autoencoder, where --model is an original checkpoint or a GapDiT alone.")
+]
+NumFrames = Annotated[int | None, typer.Option(help="Exact length. Default: what the generated gaps add up to.")]
+SchedulerOption = Annotated[
+    Scheduler, typer.Option(help="`model`: the one that the model comes with; dpm: DPM-Solver++ (multistep).")
+]
+Prompt = Annotated[
+    str | None, typer.Option(help="What the video is to show, for a model that was trained with captions.")
+]
+GuidanceScale = Annotated[
+    float | None, typer.Option(help="How closely to follow --prompt; 1 for no guidance. Default: 4.")
+]
+Image = Annotated[list[Path] | None, typer.Option(help="Picture to keep as a frame; may be given several times.")]
+FrameIndex = Annotated[
+    list[int] | None,
+    typer.Option(help="Frame of the result where a kept frame goes; given once for each, or never."),
+]
+
+
 def generate(
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            help="Video or animation; `.png` for a contact sheet; no ending for a folder of PNG images.",
-        ),
-    ],
+    output: Output,
     model: Model = None,
-    vae: Annotated[
-        str | None, typer.Option(help="Autoencoder, where --model is an original checkpoint or a GapDiT alone.")
-    ] = None,
+    vae: Vae = None,
     num_latent_frames: Annotated[int, typer.Option(help="Latent frames to generate.")] = 8,
-    num_frames: Annotated[
-        int | None, typer.Option(help="Exact length. Default: what the generated gaps add up to.")
-    ] = None,
+    num_frames: NumFrames = None,
     steps: Annotated[int, typer.Option(help="Steps of the scheduler.")] = 50,
     seed: Seed = None,
-    scheduler: Annotated[
-        Scheduler, typer.Option(help="`model`: the one that the model comes with; dpm: DPM-Solver++ (multistep).")
-    ] = Scheduler.model,
+    scheduler: SchedulerOption = Scheduler.model,
     shift: Annotated[float | None, typer.Option(help="Shift of the noise levels, above 1 for more noise.")] = None,
-    prompt: Annotated[
-        str | None, typer.Option(help="What the video is to show, for a model that was trained with captions.")
-    ] = None,
+    prompt: Prompt = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What it is not to show.")] = None,
-    guidance_scale: Annotated[
-        float | None, typer.Option(help="How closely to follow --prompt; 1 for no guidance. Default: 4.")
-    ] = None,
-    image: Annotated[
-        list[Path] | None, typer.Option(help="Picture to keep as a frame; may be given several times.")
-    ] = None,
+    guidance_scale: GuidanceScale = None,
+    image: Image = None,
     video: Annotated[Path | None, typer.Option(help="Clip whose frames to keep, to continue it.")] = None,
     last: Annotated[int | None, typer.Option(help="Keep the last frames of --video only, so many.")] = None,
-    frame_index: Annotated[
-        list[int] | None,
-        typer.Option(help="Frame of the result where a kept frame goes; given once for each, or never."),
-    ] = None,
+    frame_index: FrameIndex = None,
     fps: Annotated[str | None, typer.Option(help="Frame rate. Default: that of --video, or 24.")] = None,
     sheet: Annotated[Path | None, typer.Option("--contact-sheet", help="PNG of all frames to write, too.")] = None,
     device: Device = None,
@@ -87,13 +94,12 @@ def generate(
     json: Json = False,
 ) -> None:
     """Generate a video from noise, around given pictures or behind a given clip."""
-    rate = models.parse_fps(fps)
     console.check_output(output, force)
     if sheet is not None:
         console.check_output(sheet, force, [".png"])
     given, clip_fps = read_given_frames(image, video, last)
     given |= read_prompt(prompt, negative_prompt, guidance_scale)
-    rate = rate or clip_fps or DEFAULT_FPS
+    rate = models.parse_fps(fps) or clip_fps or DEFAULT_FPS
     seed = secrets.randbelow(2**31) if seed is None else seed
     with open_output(output, rate, force) as write:
         pipeline = load_generation_pipeline(model, vae, models.Device.choose(device, dtype))
@@ -117,23 +123,23 @@ def generate(
         "seed": seed,
         "scheduler": type(pipeline.scheduler).__name__,
         "steps": steps,
+        **describe_video(result, frames, rate),
+    }
+    fields = {"model": report["model"], "seed": seed, "clip": console.clip_text(report)}
+    fields["latent frames at"] = " ".join(map(str, report["positions"]))
+    console.print_result(report, json, str(output), fields)
+
+
+def describe_video(result: GapDiTPipelineOutput, frames: np.ndarray, fps: Fraction) -> dict[str, Any]:
+    """What was generated, as plain values."""
+    return {
         "num_frames": len(frames),
         "width": frames.shape[2],
         "height": frames.shape[1],
-        "fps": rate,
+        "fps": fps,
         "gaps": result.gaps[0].tolist(),
         "positions": result.positions[0].tolist(),
     }
-    if json:
-        console.print_json(report)
-        return
-    fields = {
-        "model": report["model"],
-        "seed": seed,
-        "clip": console.clip_text(report),
-        "latent frames at": " ".join(map(str, report["positions"])),
-    }
-    console.print_fields(str(output), fields)
 
 
 def load_generation_pipeline(model: str | None, vae: str | None, device: models.Device) -> GapDiTPipeline:

@@ -43,22 +43,25 @@ def load_reconstruction_pipeline(model: ModelMixin) -> VideoReconstructionPipeli
     return models.quiet_pipeline(VideoReconstructionPipeline(model))
 
 
+Output = Annotated[
+    Path,
+    typer.Option("--output", "-o", help="Image or video to write; the original as encoded goes beside it."),
+]
+NoResize = Annotated[
+    bool,
+    typer.Option("--no-resize", help="Native size and rate, where an AutoencoderKL3D would get them preprocessed."),
+]
+SizeBucket = Annotated[
+    SizeBucketName | None, typer.Option(help="Size that an image is brought to. Default: the nearest.")
+]
+
+
 def reconstruct(
     input: Annotated[Path, typer.Argument(help="Image or video.")],
-    output: Annotated[
-        Path,
-        typer.Option("--output", "-o", help="Image or video to write; the original as encoded goes beside it."),
-    ],
+    output: Output,
     model: Model = None,
-    no_resize: Annotated[
-        bool,
-        typer.Option(
-            "--no-resize", help="Native size and rate, where an AutoencoderKL3D would get them preprocessed."
-        ),
-    ] = False,
-    size_bucket: Annotated[
-        SizeBucketName | None, typer.Option(help="Size that an image is brought to. Default: the nearest.")
-    ] = None,
+    no_resize: NoResize = False,
+    size_bucket: SizeBucket = None,
     no_original: Annotated[bool, typer.Option("--no-original", help="Do not write the original.")] = False,
     fps: Fps = None,
     chunk_frames: Annotated[int | None, typer.Option(help="Frames to run at a time.")] = None,
@@ -109,16 +112,10 @@ def reconstruct(
         "height": result.height,
         "metrics": result.metrics,
     }
-    if json:
-        console.print_json(report)
-        return
-    fields = {
-        "model": f"{report['model']} ({report['class']})",
-        "clip": console.clip_text(report),
-        "original": result.original_output,
-        **{name: figure_text(name, result.metrics) for name in ("psnr", "ssim", "temporal_psnr")},
-    }
-    console.print_fields(str(result.output), fields)
+    fields = {"model": f"{report['model']} ({report['class']})", "clip": console.clip_text(report)}
+    fields |= {"original": result.original_output}
+    fields |= {name: figure_text(name, result.metrics) for name in ("psnr", "ssim", "temporal_psnr")}
+    console.print_result(report, json, str(result.output), fields)
 
 
 def media_in(path: Path) -> list[Path]:

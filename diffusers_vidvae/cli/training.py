@@ -58,10 +58,7 @@ def train(
     """
     module = import_module(f"diffusers_vidvae.training.train_{model.name}")
     folder = module.main(config, overrides or [])
-    if json:
-        console.print_json({"output": folder, "config": config})
-    else:
-        console.print_fields(f"{folder}: trained", {"model": model.value})
+    console.print_result({"output": folder, "config": config}, json, f"{folder}: trained", {"model": model.value})
 
 
 def index(
@@ -92,31 +89,28 @@ def index(
         "fingerprint": readable.fingerprint(),
         "errors": [{"path": found.path(place), "error": error} for place, error in found.errors.items()],
     }
-    if json:
-        console.print_json(report)
-        return
     fields = {"files": f"{len(readable)} of {len(found)} readable", "frames": report["frames"]}
     fields |= {"captions": report["captions"] or None, "index": output}
-    console.print_fields(", ".join(map(str, sources)), fields)
-    for error in found.errors.values():
+    console.print_result(report, json, ", ".join(map(str, sources)), fields)
+    for error in () if json else found.errors.values():
         console.print_warning(error)
 
 
+Folders = Annotated[list[Path], typer.Argument(help="Folders of videos and images, lists of files, indexes, files.")]
+NumClips = Annotated[
+    int | None, typer.Option(min=1, help="Random clips to encode. Default: every file once, window by window.")
+]
+NumFrames = Annotated[int | None, typer.Option(min=1, help="Frames of a clip. Default: the model's window.")]
+SampleSize = Annotated[int | None, typer.Option(min=1, help="Side of a clip in pixels. Default: the model's.")]
+
+
 def encode_dataset(
-    folders: Annotated[
-        list[Path], typer.Argument(help="Folders of videos and images, lists of files, indexes, files.")
-    ],
+    folders: Folders,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of latents to write, or to finish.")],
-    num_clips: Annotated[
-        int | None, typer.Option(min=1, help="Random clips to encode. Default: every file once, window by window.")
-    ] = None,
+    num_clips: NumClips = None,
     model: Model = None,
-    num_frames: Annotated[
-        int | None, typer.Option(min=1, help="Frames of a clip. Default: the model's window.")
-    ] = None,
-    sample_size: Annotated[
-        int | None, typer.Option(min=1, help="Side of a clip in pixels. Default: the model's.")
-    ] = None,
+    num_frames: NumFrames = None,
+    sample_size: SampleSize = None,
     fps: Annotated[float | None, typer.Option(help="Rate that videos are resampled to.")] = None,
     min_crop: Annotated[float, typer.Option(help="Smallest random crop, as a share of the shorter side.")] = 0.5,
     shard_size: Annotated[int, typer.Option(help="Clips in a file.")] = 512,
@@ -165,13 +159,10 @@ def encode_dataset(
         "waited": done.waited,
         "seconds": done.seconds,
     }
-    if json:
-        console.print_json(report)
-        return
     waited = None if done.waited is None else f"{done.waited:.0%} of {done.seconds:.0f} s for clips"
     fields = {"model": report["model"], "clips": f"{done.num_clips} of {data.num_frames} frames", "waited": waited}
-    console.print_fields(str(output), fields)
-    for clip in done.damaged:
+    console.print_result(report, json, str(output), fields)
+    for clip in () if json else done.damaged:
         console.print_warning(clip["error"])
 
 
@@ -222,9 +213,6 @@ def stats(
         write_basis(config_file, basis.to_config())
         config_file = update_statistics(vae, config_file, found)
     report = {"model": models.model_name(model), "class": type(vae).__name__, **asdict(found), "updated": config_file}
-    if json:
-        console.print_json(report)
-        return
     kl = found.kl_per_element
     fields = {
         "model": f"{report['model']} ({report['class']})",
@@ -234,7 +222,7 @@ def stats(
         "KL per value": None if kl is None else f"{kl:.4f} nats",
         "updated": config_file,
     }
-    console.print_fields("Latents", fields)
+    console.print_result(report, json, "Latents", fields)
 
 
 def find_config(model: str | None) -> Path:
