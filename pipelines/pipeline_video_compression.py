@@ -213,11 +213,7 @@ class VideoCompressionPipeline(DiffusionPipeline):
         budget = Budget(quantize, quality, target_size, target_bpp, target_psnr)
         channels = self.vae.config.in_channels if self.selects_frames else 3
         clips = open_clips(video, fps, layout=layout, value_range=value_range, channels=channels)
-        generators = generator if isinstance(generator, list) else [generator] * len(clips)
-        if len(generators) != len(clips):
-            raise ValueError(
-                f"A list of generators must have one for each of {len(clips)} clips, got {len(generators)}."
-            )
+        generators = _generators_of_clips(generator, len(clips))
         if output is not None and len(clips) > 1:
             raise ValueError(f"`output` takes one clip, got a batch of {len(clips)}.")
 
@@ -931,6 +927,17 @@ def _tiling(vae: FrameSelectVAE, tile: TileLayout | None) -> Iterator[None]:
     finally:
         for name, value in state.items():
             setattr(vae, name, value)
+
+
+def _generators_of_clips(
+    generator: torch.Generator | list[torch.Generator] | None, num_clips: int
+) -> list[torch.Generator | None]:
+    """A generator for every clip, the same for all if it is one."""
+    if not isinstance(generator, list):
+        return [generator] * num_clips
+    if len(generator) != num_clips:
+        raise ValueError(f"A list of generators must have one for each of {num_clips} clips, got {len(generator)}.")
+    return list(generator)
 
 
 def _as_list(value: Any) -> list:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,18 @@ import pytest
 import torch
 from media_data import MediaFolder, make_media
 from safetensors.torch import load_file, save_file
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Each process, and what it starts, has one core.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Processes of `-n auto`: as many as processors, but not more than memory is there for, 1.5 GB each."""
+    return min(os.cpu_count() or 1, 4)
 
 
 @pytest.fixture(scope="session")

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from .reader import read_video as read_video
     from .resample import check_min_fps as check_min_fps
     from .resample import resample_frames as resample_frames
+    from .sheets import clip_sheet as clip_sheet
     from .sheets import contact_sheet as contact_sheet
     from .transforms import crop_to as crop_to
     from .transforms import pad_to_multiple as pad_to_multiple
@@ -76,6 +77,7 @@ _EXPORTS = {
     "VideoReader": "reader",
     "VideoWriter": "writer",
     "check_min_fps": "resample",
+    "clip_sheet": "sheets",
     "contact_sheet": "sheets",
     "crop_to": "transforms",
     "iter_preprocessed_video": "buckets",

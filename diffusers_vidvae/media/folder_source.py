@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image
 
 from .errors import MediaError, MediaWarning
-from .frames import Frame, VideoInfo
+from .frames import Frame
 from .images import load_image, open_image
 from .inputs import MediaFile
-from .rgb import has_transparent_pixels
+from .picture_source import PictureSource, describe_pictures
 
 
 # As FFmpeg takes numbered pictures whose rate nobody says.
@@ -31,7 +31,7 @@ PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".
 _NUMBERED = re.compile(r"(.*?)(\d+)", re.DOTALL)
 
 
-class FolderSource:
+class FolderSource(PictureSource):
     """The numbered pictures of a folder in the order of their numbers: 2 comes before 10.
 
     Files that are no pictures by their ending, and hidden ones, do not matter. Frames are evenly spaced, at the rate
@@ -42,23 +42,15 @@ class FolderSource:
     """
 
     def __init__(self, folder: Path, stream: int = 0):
-        if stream != 0:
-            raise MediaError(f"{folder}: video stream {stream} was asked for, a folder of pictures has one (0).")
+        super().__init__(folder, "a folder of pictures", stream)
         self.folder = folder
         self.pictures = numbered_pictures(folder)
         with open_image(MediaFile.of(self.pictures[0])) as first:
             self._notes_times = TIME_NOTE in first.info
             self.knows_rate = _noted(first, RATE_NOTE) is not None
-            self.info = self._describe(first, _noted(first, RATE_NOTE) or DEFAULT_FPS)
-
-    def frames(self, start: float | None = None, stop: float | None = None) -> Generator[Frame, None, None]:
-        """The frames on screen in `[start, stop)` seconds."""
-        for frame in self.frames_from(0):
-            if start is not None and frame.end_seconds <= start:
-                continue
-            if stop is not None and frame.pts_seconds >= stop:
-                return
-            yield frame
+            fps = _noted(first, RATE_NOTE) or DEFAULT_FPS
+            size, codec, count = load_image(first).size, (first.format or "").lower(), len(self.pictures)
+            self.info = describe_pictures(folder, first, size, count, count / fps, fps, codec, "folder")
 
     def frames_from(self, index: int) -> Generator[Frame, None, None]:
         """The frames from the `index`-th on."""
@@ -92,33 +84,6 @@ class FolderSource:
                 f" {self.info.width}x{self.info.height}."
             )
         return image
-
-    def _describe(self, first: Image.Image, fps: Fraction) -> VideoInfo:
-        width, height = load_image(first).size
-        return VideoInfo(
-            path=self.folder,
-            width=width,
-            height=height,
-            stored_width=first.width,
-            stored_height=first.height,
-            fps=fps,
-            num_frames=len(self.pictures),
-            duration_seconds=float(len(self.pictures) / fps),
-            start_seconds=0.0,
-            codec=(first.format or "").lower(),
-            container="folder",
-            pixel_format=first.mode.lower(),
-            bit_depth=8,
-            rotation=0,
-            sample_aspect_ratio=Fraction(1),
-            color_range="full",
-            color_matrix="rgb",
-            color_transfer="sdr",
-            is_interlaced=False,
-            has_alpha=has_transparent_pixels(first),
-            has_audio=False,
-            num_video_streams=1,
-        )
 
 
 def numbered_pictures(folder: Path) -> list[Path]:

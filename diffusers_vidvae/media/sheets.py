@@ -6,13 +6,17 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+from .transforms import to_frames
 
 
 _GAP = 4
 _LABEL_SIZE = 12
 _BACKGROUND, _TEXT = (24, 24, 24), (235, 235, 235)
+_KEPT, _BAR_HEIGHT = (255, 160, 0), 2
 
 
 def contact_sheet(
@@ -47,6 +51,27 @@ def contact_sheet(
         images = [_scaled(image, frame_width) for image in images]
     sheet = _lay_out(images, min(columns, len(images)), labels)
     return sheet if title is None else _with_title(sheet, title.splitlines())
+
+
+def clip_sheet(
+    rows: Sequence[torch.Tensor], kept: Sequence[torch.Tensor | None] | None = None, max_clips: int = 8
+) -> Image.Image:
+    r"""Lays clips out under each other, for each clip one line per entry of `rows`, kept frames marked.
+
+    Args:
+        rows: Clips `(batch, 3, frames, height, width)` in [-1, 1], all of one shape.
+        kept: For each entry of `rows` a bool `(batch, frames)` whose frames get a coloured bar, or None.
+        max_clips: Clips to draw.
+    """
+    frames: list[NDArray[np.uint8]] = []
+    for clip in range(min(max_clips, len(rows[0]))):
+        for row, marks in zip(rows, kept or [None] * len(rows), strict=True):
+            # A training that went astray is looked at, too.
+            line = to_frames(row[clip].nan_to_num())  # (T, H, W, 3)
+            if marks is not None:
+                line[marks[clip].cpu().numpy(), -_BAR_HEIGHT:] = _KEPT
+            frames.extend(line)
+    return contact_sheet(frames, columns=rows[0].shape[2])
 
 
 def _lay_out(images: list[Image.Image], columns: int, labels: Sequence[str] | None) -> Image.Image:

@@ -9,10 +9,10 @@ import numpy as np
 from PIL import Image
 
 from .errors import MediaError
-from .frames import Frame, VideoInfo
+from .frames import Frame
 from .images import open_image
 from .inputs import MediaFile
-from .rgb import has_transparent_pixels
+from .picture_source import PictureSource, describe_pictures
 
 
 _MILLISECOND = Fraction(1, 1000)
@@ -24,7 +24,7 @@ def is_animated_webp(file: MediaFile) -> bool:
     return header[:4] == b"RIFF" and header[8:16] == b"WEBPVP8X" and bool(header[20] & 2)
 
 
-class WebpSource:
+class WebpSource(PictureSource):
     """The frames of an animated WebP file.
 
     Raises:
@@ -32,22 +32,13 @@ class WebpSource:
     """
 
     def __init__(self, file: MediaFile, stream: int = 0):
-        if stream != 0:
-            raise MediaError(f"{file}: video stream {stream} was asked for, an animated WebP has one (0).")
+        super().__init__(file, "an animated WebP", stream)
         self.file = file
         with open_image(file) as image:
             durations = list(_durations(image, file))
-            total = sum(durations, Fraction(0))
-            self.info = _describe(file, image, len(durations), total)
-
-    def frames(self, start: float | None = None, stop: float | None = None) -> Generator[Frame, None, None]:
-        """The frames on screen in `[start, stop)` seconds."""
-        for frame in self.frames_from(0):
-            if start is not None and frame.end_seconds <= start:
-                continue
-            if stop is not None and frame.pts_seconds >= stop:
-                return
-            yield frame
+            count, seconds = len(durations), sum(durations, Fraction(0))
+            fps = (count / seconds).limit_denominator(1001)
+            self.info = describe_pictures(file.path, image, image.size, count, seconds, fps, "webp", "webp")
 
     def frames_from(self, index: int) -> Generator[Frame, None, None]:
         """The frames from the `index`-th on."""
@@ -68,31 +59,3 @@ def _durations(image: Image.Image, file: MediaFile) -> Iterator[Fraction]:
         except (OSError, EOFError, ValueError) as error:
             raise MediaError(f"{file}: frame {index} of the animation is damaged ({error}).") from error
         yield max(1, image.info.get("duration") or 40) * _MILLISECOND
-
-
-def _describe(file: MediaFile, image: Image.Image, num_frames: int, total: Fraction) -> VideoInfo:
-    width, height = image.size
-    return VideoInfo(
-        path=file.path,
-        width=width,
-        height=height,
-        stored_width=width,
-        stored_height=height,
-        fps=(num_frames / total).limit_denominator(1001),
-        num_frames=num_frames,
-        duration_seconds=float(total),
-        start_seconds=0.0,
-        codec="webp",
-        container="webp",
-        pixel_format=image.mode.lower(),
-        bit_depth=8,
-        rotation=0,
-        sample_aspect_ratio=Fraction(1),
-        color_range="full",
-        color_matrix="rgb",
-        color_transfer="sdr",
-        is_interlaced=False,
-        has_alpha=has_transparent_pixels(image),
-        has_audio=False,
-        num_video_streams=1,
-    )

@@ -27,6 +27,7 @@ from typing import cast
 import torch
 from torch.func import functional_call
 
+from diffusers_vidvae.media import clip_sheet, save_image
 from diffusers_vidvae.metrics import clip_psnr
 from diffusers_vidvae.models.autoencoder_kl_3d import AutoencoderKL3D
 
@@ -39,7 +40,6 @@ from .block_codec import (
     start_blocks_as_linear_codec,
 )
 from .config import TrainConfig, check_range, load_config
-from .contact_sheet import save_contact_sheet
 from .data import ClipDataset, HeldOutClips, repeat_last_frame, whole_clips
 from .draws import draw_latents, torch_generators
 from .latent_terms import LatentTerms, LatentTermsConfig
@@ -137,7 +137,7 @@ class AutoencoderKL3DObjective(Objective):
         sample = self.held_out.first(self.config.run.validation_clips).to(self.model.device)
         posterior = self.model.encode(sample).latent_dist
         decoded = self.model.decode(posterior.mode(), *sample.shape[2:]).sample
-        save_contact_sheet(contact_sheet, [sample, decoded])
+        save_image(clip_sheet([sample, decoded]), contact_sheet, overwrite=True)
         image = self.model.decode(self.model.encode(sample[:, :, :1]).latent_dist.mode(), 1, *sample.shape[3:]).sample
         metrics = {"psnr": clip_psnr(sample, decoded), "psnr_images": clip_psnr(sample[:, :, :1], image)}
         if self.linear_codec is not None:

@@ -27,6 +27,7 @@ from pathlib import Path
 import torch
 from accelerate.utils import gather
 
+from diffusers_vidvae.media import clip_sheet, save_image
 from diffusers_vidvae.metrics import clip_psnr
 from diffusers_vidvae.models.clip_windows import clip_windows
 from diffusers_vidvae.models.frame_select_coders import PooledKeepHead
@@ -34,7 +35,6 @@ from diffusers_vidvae.models.frame_select_vae import FrameSelectVAE
 
 from .block_codec import COMPONENTS_FILE, remembered
 from .config import TrainConfig, check_range, load_config
-from .contact_sheet import save_contact_sheet
 from .data import ClipDataset, HeldOutClips, whole_clips
 from .draws import draw_latents, torch_generators, uniform_noise
 from .latent_terms import LatentTerms, LatentTermsConfig
@@ -291,11 +291,8 @@ class FrameSelectObjective(Objective):
         motions = () if self.held_out.folder else self.held_out.procedural.motions
         for index, motion in enumerate(motions[: len(sample)]):
             metrics[f"keep_{motion}"] = float(probs[index :: len(motions)].mean())
-        save_contact_sheet(
-            contact_sheet,
-            [sample, decoded["full"], decoded["systematic"]],
-            [None, None, masks["systematic"]],
-        )
+        rows = [sample, decoded["full"], decoded["systematic"]]
+        save_image(clip_sheet(rows, [None, None, masks["systematic"]]), contact_sheet, overwrite=True)
         return metrics | {"keep_rate": float(masks["systematic"].float().mean())}
 
 

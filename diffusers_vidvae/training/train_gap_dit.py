@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 
 from diffusers_vidvae.assets import demo_model
+from diffusers_vidvae.media import clip_sheet, save_image
 from diffusers_vidvae.models.frame_select_vae import FrameSelectVAE
 from diffusers_vidvae.models.frame_selection import PackedFrames
 from diffusers_vidvae.models.gap_dit import GapDiT
@@ -35,7 +36,6 @@ from diffusers_vidvae.pipelines.pipeline_gap_dit import GapDiTPipeline
 from diffusers_vidvae.schedulers.scheduling_flow_match_gap import FlowMatchGapScheduler
 
 from .config import RunConfig, TrainConfig, check_range, load_config
-from .contact_sheet import save_contact_sheet
 from .data import ClipDataset
 from .draws import draw_latents, normal_noise, torch_generators, uniform_noise
 from .encoding import encode_dataset
@@ -223,7 +223,7 @@ class GapDiTObjective(Objective):
         generators = [torch.Generator().manual_seed(i) for i in range(count)]
         free = pipeline(kept, num_inference_steps=25, generator=generators, output_type="latent", **prompt)
         fixed = pipeline(kept, num_frames, num_inference_steps=25, generator=generators, output_type="pt", **prompt)
-        save_contact_sheet(contact_sheet, [fixed.frames.transpose(1, 2) * 2 - 1])
+        save_image(clip_sheet([fixed.frames.transpose(1, 2) * 2 - 1]), contact_sheet, overwrite=True)
         return {"length": float(free.num_frames.float().mean())}
 
 

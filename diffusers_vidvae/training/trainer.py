@@ -284,7 +284,9 @@ class Trainer:
         eager = torch.compiler.set_stance("force_eager")
         with eager, self._averaged_weights(), torch.no_grad(), self.accelerator.autocast(), attention_kernel(self.run):
             if self.accelerator.is_main_process or sharded(self.accelerator):
-                metrics = self._objective.validate(self.output_dir / "samples" / f"step-{self.step:08d}.png")
+                samples = self.output_dir / "samples"
+                samples.mkdir(parents=True, exist_ok=True)
+                metrics = self._objective.validate(samples / f"step-{self.step:08d}.png")
         self.wrapped.train()
         if self.accelerator.is_main_process and metrics:
             self._log(metrics, prefix="validation")
