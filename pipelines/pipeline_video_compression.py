@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging, replace_example_docstring
 from diffusers.video_processor import VideoProcessor
@@ -43,6 +42,7 @@ from diffusers_vidvae.media.layouts import Layout, ValueRange
 from diffusers_vidvae.media.transforms import resize
 from diffusers_vidvae.models.frame_select_vae import FrameSelectVAE
 from diffusers_vidvae.models.frame_selection import check_selection
+from diffusers_vidvae.models.padding import pad_clip
 
 from .any_latents import EncodedWindow, decode_any, encode_any
 from .callbacks import check_callback_inputs
@@ -893,8 +893,7 @@ def _to_model_size(frames: torch.Tensor, header: FsvHeader) -> torch.Tensor:
     height, width = header.model_height, header.model_width
     if header.size_fit == "resize":
         return resize(frames.float(), height, width)
-    padding = (0, width - header.width, 0, height - header.height, 0, 0)
-    return F.pad(frames, padding, mode="replicate") if any(padding) else frames
+    return pad_clip(frames, (frames.shape[2], height, width))
 
 
 def _to_clip_size(frames: torch.Tensor, header: FsvHeader) -> torch.Tensor:

@@ -6,7 +6,9 @@ r"""What the package knows of other people's autoencoders: sizes, signatures, an
 
 from __future__ import annotations
 
-from .geometry import Lengths, VideoGeometry, crop_clip, pad_clip
+from diffusers_vidvae.models.padding import crop_clip, pad_clip
+
+from .geometry import Lengths, VideoGeometry
 from .geometry_rules import AnyVideoAutoencoder, class_names, require_frame_select
 from .probing import geometry_of, open_autoencoder, probe_geometry
 from .video_autoencoder import EncodedClip, Posterior, VideoAutoencoder

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
-
 
 @dataclass(frozen=True)
 class Lengths:
@@ -65,18 +63,3 @@ class VideoGeometry:
 
     def needs_tiling(self, height: int, width: int) -> bool:
         return self.untiled_side is not None and (height, width) != (self.untiled_side, self.untiled_side)
-
-
-def pad_clip(sample: torch.Tensor, size: tuple[int, int, int]) -> torch.Tensor:
-    """Repeats the last frame, row and column of `(batch, channels, frames, height, width)` until it has `size`."""
-    for dim, length in zip((2, 3, 4), size, strict=True):
-        if sample.shape[dim] != length:
-            index = torch.arange(length, device=sample.device).clamp(max=sample.shape[dim] - 1)
-            sample = sample.index_select(dim, index)
-    return sample
-
-
-def crop_clip(sample: torch.Tensor, size: tuple[int, ...] | torch.Size) -> torch.Tensor:
-    """Inverse of `pad_clip`."""
-    num_frames, height, width = size
-    return sample[:, :, :num_frames, :height, :width]

@@ -20,8 +20,9 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from diffusers_vidvae.media import open_clips
+from diffusers_vidvae.models.padding import pad_clip
 
-from .geometry import Lengths, VideoGeometry, pad_clip
+from .geometry import Lengths, VideoGeometry
 from .latent_moments import LatentMoments
 from .probing import open_autoencoder
 from .statistics_records import StatisticsRecords

@@ -18,8 +18,8 @@ import torch
 
 from diffusers_vidvae.codec.axes_cycle import MAX_CYCLE_LENGTH, AxesCycle
 from diffusers_vidvae.codec.latents_basis import CONFIG_KEY, LatentsBasis
+from diffusers_vidvae.models.padding import pad_clip
 
-from .geometry import pad_clip
 from .latent_statistics import _cut_frames, _largest_frames, _read_frames
 from .probing import open_autoencoder
 from .video_autoencoder import VideoAutoencoder

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-from .geometry import crop_clip, pad_clip
+from diffusers_vidvae.models.padding import crop_clip, pad_clip
+
 from .memory import MemoryPlan
 from .video_autoencoder import Posterior, VideoAutoencoder
 

@@ -34,13 +34,13 @@ from .inputs import MediaFile
 Picture: TypeAlias = tuple[Fraction, Fraction, VideoFrame]
 
 # Containers whose seeking lands on a key frame at or before the wanted time.
-_SEEKABLE = ("mov", "matroska", "webm")
+SEEKABLE = ("mov", "matroska", "webm")
 
 # Codecs that give one picture for every packet, so that packets can be counted instead of pictures.
 _ONE_PICTURE_A_PACKET = ("h264", "hevc", "vvc", "av1", "ffv1", "prores", "mjpeg", "png")
 
 # Decoding so little is faster than opening an index and seeking.
-_WORTH_SEEKING_SECONDS = 2
+WORTH_SEEKING_SECONDS = 2
 _WORTH_SEEKING_FRAMES = 60
 
 # Times pass through floats; a frame that overlaps a range by less than this is not in it.
@@ -125,7 +125,7 @@ class FfmpegSource:
         self, container: InputContainer, stream: VideoStream, losses: Losses, start: float | None, all_cores: bool
     ) -> Iterator[Picture]:
         """Pictures from the last key frame at or before `start`, or from the beginning if that cannot be found."""
-        if start is None or start < self.info.start_seconds + _WORTH_SEEKING_SECONDS or not self._can_seek:
+        if start is None or start < self.info.start_seconds + WORTH_SEEKING_SECONDS or not self._can_seek:
             yield from decode_pictures(container, stream, losses, all_cores)
             return
         assert stream.time_base is not None
@@ -146,7 +146,7 @@ class FfmpegSource:
     @property
     def _can_seek(self) -> bool:
         return self.info.duration_seconds is not None and any(
-            name in _SEEKABLE for name in self.info.container.split(",")
+            name in SEEKABLE for name in self.info.container.split(",")
         )
 
     @cached_property

@@ -14,18 +14,11 @@ from av.video.stream import VideoStream
 from .color import RgbConverter
 from .decoding import Losses, choose_stream, decode_pictures, open_container
 from .errors import MediaError
-from .ffmpeg_source import TIME_TOLERANCE, with_true_durations
+from .ffmpeg_source import SEEKABLE, TIME_TOLERANCE, WORTH_SEEKING_SECONDS, with_true_durations
 from .frames import Frame, FrameBatch
 from .inputs import FileInput, MediaFile
 from .reader import VideoReader
 from .webp_source import is_animated_webp
-
-
-# Decoding so little is faster than seeking.
-_WORTH_SEEKING_SECONDS = 2
-
-# Containers that know the time of every picture, and whose seeking lands on a key frame before the wanted time.
-_SEEKABLE = ("mov", "matroska", "webm")
 
 
 def read_window(
@@ -67,8 +60,8 @@ def _pictures_from(
     container: InputContainer, stream: VideoStream, file: MediaFile, start: float, begins: float
 ) -> Iterator[tuple[Fraction, Fraction, VideoFrame]]:
     """Pictures from the last key frame at or before `start`, or from the beginning where that cannot be found."""
-    can_seek = stream.time_base and any(name in _SEEKABLE for name in container.format.name.split(","))
-    if not can_seek or start < begins + _WORTH_SEEKING_SECONDS:
+    can_seek = stream.time_base and any(name in SEEKABLE for name in container.format.name.split(","))
+    if not can_seek or start < begins + WORTH_SEEKING_SECONDS:
         yield from decode_pictures(container, stream, Losses())
         return
     try:

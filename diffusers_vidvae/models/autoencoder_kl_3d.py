@@ -33,6 +33,7 @@ from .causal_blocks import State, make_norm, split_state, starts_clip
 from .causal_coders import Decoder3D, Encoder3D, compression_ratios, divide_up
 from .convolution_adapters import ConvolutionAdapterMixin
 from .latent_normalization import LatentNormalizationMixin
+from .padding import edge_pad
 from .single_file import SingleFileMixin
 from .tiling import Tile, TileBlend, TileGrid
 
@@ -48,14 +49,6 @@ class AutoencoderKL3DOutput(BaseOutput):
 
     sample: torch.Tensor
     latent_dist: DiagonalGaussianDistribution | None = None
-
-
-def edge_pad(sample: torch.Tensor, dim: int, length: int) -> torch.Tensor:
-    """Repeats the last entry of an axis up to `length`."""
-    last = sample.shape[dim] - 1
-    if last + 1 == length:
-        return sample
-    return sample.index_select(dim, torch.arange(length, device=sample.device).clamp(max=last))
 
 
 def kl_per_element(latent_dist: DiagonalGaussianDistribution) -> torch.Tensor:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import nn
 
 from .config import check_range
@@ -187,6 +188,6 @@ def resized(latents: torch.Tensor, sample: torch.Tensor, height: int, width: int
 def _resize(values: torch.Tensor, height: int, width: int) -> torch.Tensor:
     if values.shape[3:] == (height, width):
         return values
-    frames = values.transpose(1, 2).flatten(0, 1)  # (B * T, C, H, W)
+    frames = rearrange(values, "b c t h w -> (b t) c h w")
     frames = F.interpolate(frames, (height, width), mode="bilinear", antialias=True, align_corners=False)
-    return frames.unflatten(0, (values.shape[0], -1)).transpose(1, 2)
+    return rearrange(frames, "(b t) c h w -> b c t h w", b=len(values))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import nn
 
 
@@ -248,5 +249,5 @@ class PerceptualLoss(nn.Module):
         return loss
 
     def _normalized_frames(self, pixels: torch.Tensor) -> torch.Tensor:
-        frames = pixels.transpose(1, 2).flatten(0, 1)  # (B * T, C, H, W)
+        frames = rearrange(pixels, "b c t h w -> (b t) c h w")
         return (frames / 2 + 0.5 - self.mean) / self.std

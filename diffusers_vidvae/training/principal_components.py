@@ -59,14 +59,12 @@ class ComponentsEstimator:
 
 def frame_patches(sample: torch.Tensor, patch_size: int) -> torch.Tensor:
     """Cuts pixels `(B, C, T, H, W)` into patches `(B, T, h, w, p * p * C)`, laid out `(row, column, channel)`."""
-    patches = sample.unflatten(4, (-1, patch_size)).unflatten(3, (-1, patch_size))  # (B, C, T, h, p, w, p)
-    return patches.permute(0, 2, 3, 5, 4, 6, 1).flatten(4)
+    return rearrange(sample, "b c t (h p) (w q) -> b t h w (p q c)", p=patch_size, q=patch_size)
 
 
 def frames_of_patches(patches: torch.Tensor, patch_size: int) -> torch.Tensor:
     """Inverse of `frame_patches`."""
-    values = patches.unflatten(4, (patch_size, patch_size, -1))  # (B, T, h, w, p, p, C)
-    return values.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+    return rearrange(patches, "b t h w (p q c) -> b c t (h p) (w q)", p=patch_size, q=patch_size)
 
 
 def clip_blocks(sample: torch.Tensor, block_size: tuple[int, int, int], first_frame_alone: bool) -> torch.Tensor:
