@@ -61,19 +61,15 @@ EXAMPLE_DOC_STRING = """
         >>> from diffusers_vidvae import GapDiTPipeline, demo_model
         >>> from diffusers_vidvae.media import VideoWriter
 
-        >>> pipe = GapDiTPipeline.from_pretrained(demo_model("generation"))
+        >>> pipe = GapDiTPipeline.from_pretrained(demo_model())
         >>> generator = torch.Generator().manual_seed(0)
-        >>> output = pipe(num_latent_frames=4, num_frames=16, generator=generator)
+        >>> output = pipe(prompt="a large red disc moves fast to the left on a blue background", generator=generator)
         >>> with VideoWriter("generated.mp4", fps=8) as writer:
         ...     writer.write(output.frames[0])
         >>> print(output.positions[0])
 
         >>> # A photo as the first frame, another as the last one.
         >>> output = pipe(num_latent_frames=4, num_frames=16, image=["a.png", "b.png"], frame_indices=[0, 15])
-
-        >>> # A pipeline that was trained with captions.
-        >>> pipe = GapDiTPipeline.from_pretrained("runs/gap_dit/pipeline")
-        >>> output = pipe(prompt="a large red disc moves fast to the left on a blue background", guidance_scale=4.0)
         ```
 """
 
@@ -431,7 +427,7 @@ class GapDiTPipeline(DiffusionPipeline, GapDiTLoraLoaderMixin):
         runs = [
             self.vae.encode(frames[:, :, run], return_dict=False)[0].mode() for run in consecutive_runs(frame_indices)
         ]
-        return self.vae.normalize_latents(torch.cat(runs, dim=2).float())
+        return self.transformer.normalize_latents(self.vae.normalize_latents(torch.cat(runs, dim=2).float()))
 
     def prepare_latents(
         self,
@@ -594,7 +590,7 @@ class GapDiTPipeline(DiffusionPipeline, GapDiTLoraLoaderMixin):
             For every video a list of PIL images, an array `(frames, height, width, channels)` or a tensor
             `(frames, channels, height, width)`, in [0, 1].
         """
-        latents = self.vae.denormalize_latents(latents)
+        latents = self.vae.denormalize_latents(self.transformer.denormalize_latents(latents))
         videos = []
         for clip, mask in enumerate(frame_mask):
             pieces = self._place_latents(
@@ -666,8 +662,8 @@ class GapDiTPipeline(DiffusionPipeline, GapDiTLoraLoaderMixin):
         Generates videos.
 
         Args:
-            num_latent_frames: Number of latent frames, or of each video; 8 by default. More of them show more that
-                cannot be filled in between.
+            num_latent_frames: Number of latent frames, or of each video; by default 8, or as many as the transformer
+                takes. More of them show more that cannot be filled in between.
             num_frames: Exact number of frames, or of each video; by default what the generated gaps sum to.
             height: Height in pixels, by default the size the transformer was trained at.
             width: Width in pixels, likewise.
@@ -722,7 +718,14 @@ class GapDiTPipeline(DiffusionPipeline, GapDiTLoraLoaderMixin):
         frame_indices = resolve_frame_indices(frame_indices, clips)
         num_prompts = count_prompts(prompt, prompt_embeds, num_videos_per_prompt)
         latent_counts, lengths = resolve_lengths(
-            batch_size, num_latent_frames, num_frames, positions, clips, latents, num_prompts
+            batch_size,
+            num_latent_frames,
+            num_frames,
+            positions,
+            clips,
+            latents,
+            num_prompts,
+            self.transformer.config.max_num_frames,
         )
         batch_size = len(latent_counts)
         self.check_inputs(

@@ -36,17 +36,20 @@ def resolve_lengths(
     clips: list[list[torch.Tensor]],
     latents: torch.Tensor | None,
     num_prompts: int,
+    most_latent_frames: int,
 ) -> tuple[list[int], list[int | None]]:
     r"""Numbers of latent frames and, where asked for, of frames of every video of the batch.
 
     Args:
         batch_size: Number of videos, if it is given.
-        num_latent_frames: Latent frames, or of each video; by default as many as `positions` or `latents` have, or 8.
+        num_latent_frames: Latent frames, or of each video; by default as many as `positions` or `latents` have, or 8,
+            or as many as the transformer takes.
         num_frames: Frames, or of each video.
         positions: Places of latent frames, or of those of each video.
         clips: Given frames of every video, or of one for all videos.
         latents: Given noise, `(batch, channels, kept, height, width)`.
         num_prompts: Number of prompts; one may be for all videos.
+        most_latent_frames: Latent frames that the transformer takes.
 
     Raises:
         ValueError: These disagree with each other.
@@ -56,7 +59,8 @@ def resolve_lengths(
     if positions is not None:
         num_latent_frames = _count_positions(positions, num_latent_frames)
     elif num_latent_frames is None:
-        num_latent_frames = DEFAULT_LATENT_FRAMES if latents is None else latents.shape[2]
+        default = min(DEFAULT_LATENT_FRAMES, most_latent_frames)
+        num_latent_frames = default if latents is None else latents.shape[2]
     sizes = {"batch_size": batch_size, "latents": None if latents is None else len(latents)}
     sizes["prompt"] = num_prompts if num_prompts > 1 else None
     sizes["video"] = len(clips) if len(clips) > 1 else None

@@ -56,7 +56,7 @@ def test_diffusers_knows_the_classes_whichever_comes_first(tmp_path, imports):
 from diffusers_vidvae import demo_model
 from diffusers_vidvae._registration import CLASSES, register
 register()
-loaded = diffusers.DiffusionPipeline.from_pretrained(demo_model("generation"))
+loaded = diffusers.DiffusionPipeline.from_pretrained(demo_model())
 assert type(loaded) is diffusers.GapDiTPipeline is diffusers_vidvae.GapDiTPipeline
 assert type(loaded.vae) is diffusers.AutoModel.from_pretrained(demo_model(), subfolder="vae").__class__
 for name in CLASSES:

@@ -52,6 +52,9 @@ Output = Annotated[
 Vae = Annotated[
     str | None, typer.Option(help="Autoencoder, where --model is an original checkpoint or a GapDiT alone.")
 ]
+NumLatentFrames = Annotated[
+    int | None, typer.Option(help="Latent frames to generate. Default: 8, or as many as the model takes.")
+]
 NumFrames = Annotated[int | None, typer.Option(help="Exact length. Default: what the generated gaps add up to.")]
 SchedulerOption = Annotated[
     Scheduler, typer.Option(help="`model`: the one that the model comes with; dpm: DPM-Solver++ (multistep).")
@@ -73,7 +76,7 @@ def generate(
     output: Output,
     model: Model = None,
     vae: Vae = None,
-    num_latent_frames: Annotated[int, typer.Option(help="Latent frames to generate.")] = 8,
+    num_latent_frames: NumLatentFrames = None,
     num_frames: NumFrames = None,
     steps: Annotated[int, typer.Option(help="Steps of the scheduler.")] = 50,
     seed: Seed = None,
@@ -149,7 +152,7 @@ def load_generation_pipeline(model: str | None, vae: str | None, device: models.
 
     source = sources.current.get()
     models.check_source(model, source)
-    folder = models.demo_folder("generation") if model is None else Path(model)
+    folder = models.demo_folder() if model is None else Path(model)
     if vae is None and (model is None or not models.is_checkpoint(folder)):
         if folder.is_dir() and not (folder / "model_index.json").is_file():
             raise CommandError(f"{folder}: is no pipeline (model_index.json); for a GapDiT alone give --vae, too.")

@@ -23,6 +23,7 @@ from diffusers.utils import BaseOutput, apply_lora_scale
 from torch import nn
 
 from .factored_attention import NUM_MODULATIONS, FactoredAttentionBlock, RotaryEmbedding, run_blocks
+from .latent_normalization import LatentNormalizationMixin
 from .single_file import SingleFileMixin
 
 
@@ -145,7 +146,15 @@ class OutputNorm(nn.Module):
         return self.norm(tokens) * (1 + scale) + shift
 
 
-class GapDiT(ModelMixin, ConfigMixin, AttentionMixin, SingleFileMixin, PeftAdapterMixin, CacheMixin):
+class GapDiT(
+    ModelMixin,
+    ConfigMixin,
+    AttentionMixin,
+    SingleFileMixin,
+    PeftAdapterMixin,
+    CacheMixin,
+    LatentNormalizationMixin,
+):
     r"""Transformer that denoises the latent frames of a `FrameSelectVAE` and says how far apart they are.
 
     The defaults are the published model of https://github.com/floatingtrees/dynamic-frame-compression
@@ -171,6 +180,9 @@ class GapDiT(ModelMixin, ConfigMixin, AttentionMixin, SingleFileMixin, PeftAdapt
         text_dim: Channels of text embeddings, to which all tokens attend and whose mean joins the time embedding; None
             for a model without text.
         condition_on_gaps: Whether the model can be told gaps that are known.
+        latents_mean: Per-channel mean, over the training data, of latents that the autoencoder has normalised; for a
+            model of other data than the autoencoder's statistics are of.
+        latents_std: Per-channel standard deviation, likewise.
     """
 
     _supports_gradient_checkpointing = True
@@ -216,6 +228,8 @@ class GapDiT(ModelMixin, ConfigMixin, AttentionMixin, SingleFileMixin, PeftAdapt
         gap_log_std: float = 1.0,
         text_dim: int | None = None,
         condition_on_gaps: bool = False,
+        latents_mean: list[float] | None = None,
+        latents_std: list[float] | None = None,
     ):
         super().__init__()
         if time_embedding not in TIME_EMBEDDINGS:
@@ -224,6 +238,9 @@ class GapDiT(ModelMixin, ConfigMixin, AttentionMixin, SingleFileMixin, PeftAdapt
             raise ValueError(f"`gap_mode` must be one of {GAP_MODES}, got {gap_mode!r}.")
         if gap_log_std <= 0:
             raise ValueError(f"`gap_log_std` must be positive, got {gap_log_std}.")
+        for name, values in (("latents_mean", latents_mean), ("latents_std", latents_std)):
+            if values is not None and len(values) != in_channels:
+                raise ValueError(f"`{name}` must have a number for each of the {in_channels} channels, got {values}.")
         adaptive = time_embedding == "adaptive"
         self.num_gap_channels = NUM_GAP_CHANNELS if gap_mode == "flow" else 0
         channels = in_channels + self.num_gap_channels

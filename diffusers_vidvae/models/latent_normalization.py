@@ -8,7 +8,7 @@ import torch
 
 
 class LatentNormalizationMixin:
-    r"""For models whose config has `latent_channels`, `latents_mean`, `latents_std` and perhaps `scaling_factor`."""
+    r"""For models whose config has `latents_mean`, `latents_std` and perhaps `scaling_factor`."""
 
     config: Any
 
@@ -26,9 +26,8 @@ class LatentNormalizationMixin:
         return latents / scale + mean
 
     def _latent_statistics(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean of every channel and what makes its deviation `scaling_factor`, each `(C, 1, 1, 1)`."""
-        channels = self.config.latent_channels
-        mean = latents.new_tensor(self.config.latents_mean or [0.0] * channels)
-        std = latents.new_tensor(self.config.latents_std or [1.0] * channels)
+        """Mean of every channel and what makes its deviation `scaling_factor`, `(C, 1, 1, 1)` or one for all."""
+        mean = latents.new_tensor(self.config.latents_mean or [0.0])
+        std = latents.new_tensor(self.config.latents_std or [1.0])
         scale = self.config.get("scaling_factor", 1.0) / std
         return mean[:, None, None, None], scale[:, None, None, None]

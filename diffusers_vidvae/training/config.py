@@ -11,6 +11,8 @@ from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
+from .procedural import COLOURS
+
 
 ConfigType = TypeVar("ConfigType")
 
@@ -33,6 +35,11 @@ class DataConfig:
         procedural_contrast: Contrast of procedural backgrounds, in [0, 1]; 0 makes them plain.
         procedural_motions: Kinds of motion of procedural clips, in turn; without "cuts", no clip changes its scene.
         procedural_palette: Draws procedural colours near named ones, shapes in other ones than their background.
+        procedural_radii: Smallest and largest radius of a procedural shape, in pixels at 32x32.
+        procedural_speeds: Lowest and highest speed of fast procedural motion, in pixels a frame at 32x32.
+        procedural_colours: Names of the colours of a procedural palette.
+        procedural_upright: Leaves procedural shapes unturned.
+        procedural_inside: Keeps whole procedural shapes in the frame, not their centres alone.
         captions: Gives every clip its caption: procedural ones their own, files what a list or a text file beside
             them says, and nothing where that says nothing. Mirrored, reversed or recoloured clips would not be what
             their captions say, so those options must be off.
@@ -59,6 +66,11 @@ class DataConfig:
     procedural_contrast: float = 0.3
     procedural_motions: list[str] = field(default_factory=lambda: ["static", "slow", "fast", "bursts", "cuts"])
     procedural_palette: bool = False
+    procedural_radii: list[float] = field(default_factory=lambda: [3.5, 8.0])
+    procedural_speeds: list[float] = field(default_factory=lambda: [2.0, 4.0])
+    procedural_colours: list[str] = field(default_factory=lambda: list(COLOURS))
+    procedural_upright: bool = False
+    procedural_inside: bool = False
     captions: bool = False
     num_frames: int = 16
     sample_size: int = 64

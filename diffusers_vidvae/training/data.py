@@ -156,6 +156,11 @@ def procedural_clips(config: DataConfig, seed_offset: int = 0) -> ProceduralClip
         contrast=config.procedural_contrast,
         motions=tuple(config.procedural_motions),
         palette=config.procedural_palette,
+        radii=tuple(config.procedural_radii),
+        speeds=tuple(config.procedural_speeds),
+        colours=tuple(config.procedural_colours),
+        upright=config.procedural_upright,
+        inside=config.procedural_inside,
     )
 
 

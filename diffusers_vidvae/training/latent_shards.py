@@ -224,8 +224,8 @@ class LatentDataset(Dataset):
         shard, row = self._find(index)
         if "captions" not in shard.keys():  # noqa: SIM118
             return ""
-        ends = shard.get_slice("caption_ends")
-        start, stop = (int(ends[row - 1]) if row else 0), int(ends[row])
+        *before, stop = shard.get_slice("caption_ends")[max(row - 1, 0) : row + 1].tolist()
+        start = before[0] if before else 0
         return bytes(shard.get_slice("captions")[start:stop].numpy()).decode()
 
     def _find(self, index: int) -> tuple[Any, int]:

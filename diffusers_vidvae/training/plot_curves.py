@@ -13,7 +13,7 @@ from typing import Any
 from .metrics_log import MetricsLog
 
 
-# Drawn on a logarithmic scale.
+# Drawn on a logarithmic scale, as are the losses at each quarter of the noise levels, "velocity_q1" and so on.
 LOG_SCALE = ("loss", "mse", "mae", "pixel", "velocity", "gap", "kl", "gradient_norm", "learning_rate")
 
 
@@ -87,7 +87,7 @@ def _draw(axis: Any, lines: list[dict[str, Any]], name: tuple[str, str], offset:
         return
     minutes, values = zip(*points, strict=True)
     axis.plot(minutes, values, marker="." if split == "validation" else None, linewidth=1, label=label)
-    if metric in LOG_SCALE and min(values) > 0:
+    if metric.partition("_q")[0] in LOG_SCALE and min(values) > 0:
         axis.set_yscale("log")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import product
 from typing import Any, TypeVar
 
 import torch
@@ -78,8 +77,8 @@ def load_pretrained(model_class: type[Model], name: str) -> Model:
     Raises:
         ValueError: There is no model of that class.
     """
-    folders = [demo_model(), demo_model("generation")] if name == "demo" else [name]
-    for folder, subfolder in product(folders, (None, *PARTS_OF_PIPELINES)):
+    folder = demo_model() if name == "demo" else name
+    for subfolder in (None, *PARTS_OF_PIPELINES):
         try:
             config = model_class.load_config(folder, subfolder=subfolder)
         except OSError:

@@ -47,8 +47,8 @@ class ProceduralClips:
     """A set of clips; index i has motion `MOTIONS[i % 5]`.
 
     `"static"` nothing moves; `"slow"` background and shapes drift by at most half a pixel a frame (at 32x32);
-    `"fast"` shapes move 2 to 4 pixels a frame and bounce; `"bursts"` a still clip with a stretch of fast motion;
-    `"cuts"` one or two scene cuts between still or slow scenes.
+    `"fast"` shapes move 2 to 4 pixels a frame, or at other `speeds`, and bounce; `"bursts"` a still clip with a
+    stretch of fast motion; `"cuts"` one or two scene cuts between still or slow scenes.
 
     Args:
         length: Number of clips.
@@ -60,9 +60,15 @@ class ProceduralClips:
         contrast: Contrast of the backgrounds, in [0, 1].
         motions: Kinds of motion, which clips have in turn.
         palette: Draws colours near the `COLOURS`, shapes in other ones than their background, instead of any colours.
+        radii: Smallest and largest radius of a shape, in pixels at 32x32.
+        speeds: Lowest and highest speed of fast motion, in pixels a frame at 32x32. Shapes turn the faster, too.
+        colours: Names of the `COLOURS` of a palette, at least two.
+        upright: Leaves shapes unturned.
+        inside: Keeps whole shapes in the frame, and starts them where they come far before they bounce. Otherwise
+            it is their centres that stay inside.
 
     Raises:
-        ValueError: There is no such kind of motion, or none is given.
+        ValueError: There is no such kind of motion, none is given, or a range is empty or not positive.
     """
 
     length: int
@@ -74,10 +80,20 @@ class ProceduralClips:
     contrast: float = 0.3
     motions: tuple[str, ...] = MOTIONS
     palette: bool = False
+    radii: tuple[float, ...] = (3.5, 8.0)
+    speeds: tuple[float, ...] = (2.0, 4.0)
+    colours: tuple[str, ...] = tuple(COLOURS)
+    upright: bool = False
+    inside: bool = False
 
     def __post_init__(self) -> None:
         if not self.motions or set(self.motions) - set(MOTIONS):
             raise ValueError(f"`motions` must be some of {MOTIONS}, got {self.motions}.")
+        if len(self.colours) < 2 or set(self.colours) - set(COLOURS):
+            raise ValueError(f"`colours` must be two or more of {tuple(COLOURS)}, got {self.colours}.")
+        for name, limits in (("radii", self.radii), ("speeds", self.speeds)):
+            if len(limits) != 2 or not 0 < limits[0] <= limits[1]:
+                raise ValueError(f"`{name}` must be two positive numbers that do not fall, got {limits}.")
 
     def __len__(self) -> int:
         return self.length
@@ -126,7 +142,7 @@ class ProceduralClips:
         """A colour and a few long waves, shifted by `offset` (T, 2); float32 `(T, H, W, 3)`, and the colour's name."""
         rows = np.arange(self.height) + offset[:, :1]  # (T, H)
         columns = np.arange(self.width) + offset[:, 1:]  # (T, W)
-        colour = _palette_colour(rng) if self.palette else rng.uniform(0.15, 0.85, 3).astype(np.float32)
+        colour = self._palette_colour(rng) if self.palette else rng.uniform(0.15, 0.85, 3).astype(np.float32)
         frames = np.broadcast_to(colour, (len(offset), self.height, self.width, 3)).copy()
         for _ in range(num_waves):
             frequency = rng.uniform(-1.5, 1.5, 2) * 2 * np.pi / np.array([self.height, self.width])
@@ -143,48 +159,55 @@ class ProceduralClips:
     ) -> tuple[np.ndarray, np.ndarray, str]:
         """Coverage `(T, H, W)` in [0, 1] and colour of one shape, and what it is."""
         kind = SHAPES[int(rng.integers(len(SHAPES)))]
-        radius = rng.uniform(3.5, 8.0) * scale
+        radius = rng.uniform(self.radii[0], self.radii[1]) * scale
         size = np.array([self.height, self.width], dtype=np.float64)
-        start = rng.uniform(0.15, 0.85, 2) * size
+        place = rng.uniform(0.15, 0.85, 2)
         direction = rng.uniform(0, 2 * np.pi)
-        speed = {"static": 0.0, "slow": rng.uniform(0.1, 0.5)}.get(motion, rng.uniform(2.0, 4.0)) * scale
-        spin = {"static": 0.0, "slow": rng.uniform(-0.03, 0.03)}.get(motion, rng.uniform(-0.2, 0.2))
-        colour = _palette_colour(rng, background) if self.palette else rng.uniform(0, 1, 3).astype(np.float32)
+        speed = {"static": 0.0, "slow": rng.uniform(0.1, 0.5)}.get(
+            motion, rng.uniform(self.speeds[0], self.speeds[1])
+        ) * scale
+        spin = {"static": 0.0, "slow": rng.uniform(-0.03, 0.03)}.get(motion, rng.uniform(-0.05, 0.05) * self.speeds[1])
+        colour = self._palette_colour(rng, background) if self.palette else rng.uniform(0, 1, 3).astype(np.float32)
 
         velocity = speed * np.array([np.sin(direction), np.cos(direction)])
-        centres = _bounce(start + elapsed[:, None] * velocity, size)  # (T, 2)
-        angles = rng.uniform(0, 2 * np.pi) + elapsed * spin
-        distance = self._signed_distance(kind, centres, angles, radius)
+        if self.inside:
+            centres = radius + _bounce(*_far_travel(place, size - 2 * radius, elapsed, velocity))  # (T, 2)
+        else:
+            centres = _bounce(place * size + elapsed[:, None] * velocity, size)
+        angles = (rng.uniform(0, 2 * np.pi) + elapsed * spin) * (not self.upright)
+        rows = (np.arange(self.height) - centres[:, :1]).astype(np.float32)[:, :, None]  # (T, H, 1)
+        columns = (np.arange(self.width) - centres[:, 1:]).astype(np.float32)[:, None]  # (T, 1, W)
+        distance = signed_distance(kind, rows, columns, angles.astype(np.float32)[:, None, None], radius)
         size_name = next(name for name, limit in SIZES if radius / min(self.height, self.width) < limit)
         words = f"a {size_name} {colour_name(colour)} {kind} {_motion_words(motion, velocity)}"
         return np.clip(0.5 - distance, 0, 1), colour, words
 
-    def _signed_distance(self, kind: str, centres: np.ndarray, angles: np.ndarray, radius: float) -> np.ndarray:
-        """Distance of every pixel to a shape's edge, negative inside, `(T, H, W)`."""
-        rows = (np.arange(self.height) - centres[:, :1]).astype(np.float32)[:, :, None]  # (T, H, 1)
-        columns = (np.arange(self.width) - centres[:, 1:]).astype(np.float32)[:, None]  # (T, 1, W)
-        if kind in ("disc", "ring"):
-            distance = np.sqrt(rows**2 + columns**2)
-            return distance - radius if kind == "disc" else np.abs(distance - 0.75 * radius) - 0.3 * radius
-        cos, sin = (values.astype(np.float32)[:, None, None] for values in (np.cos(angles), np.sin(angles)))
-        y, x = cos * rows + sin * columns, cos * columns - sin * rows
-        if kind == "triangle":
-            side = np.float32(np.sqrt(3) / 2)
-            return np.maximum(y, np.maximum(side * x - y / 2, -side * x - y / 2)) - radius / 2
-        aspect = 0.85 if kind == "square" else 0.35
-        return np.maximum(np.abs(x) - 0.85 * radius, np.abs(y) - aspect * radius)
+    def _palette_colour(self, rng: np.random.Generator, without: str | None = None) -> np.ndarray:
+        """A colour near one of the palette's, of another name than `without`."""
+        names = [name for name in self.colours if name != without]
+        colour = COLOURS[names[int(rng.integers(len(names)))]] + rng.uniform(-PALETTE_JITTER, PALETTE_JITTER, 3)
+        return colour.clip(0, 1).astype(np.float32)
+
+
+def signed_distance(
+    kind: str, rows: np.ndarray, columns: np.ndarray, angles: np.ndarray, radius: np.ndarray | float
+) -> np.ndarray:
+    """Distance to the edge of a shape around the origin, negative inside, of points that are turned by its angle."""
+    if kind in ("disc", "ring"):
+        distance = np.sqrt(rows**2 + columns**2)
+        return distance - radius if kind == "disc" else np.abs(distance - 0.75 * radius) - 0.3 * radius
+    cos, sin = np.cos(angles), np.sin(angles)
+    y, x = cos * rows + sin * columns, cos * columns - sin * rows
+    if kind == "triangle":
+        side = np.float32(np.sqrt(3) / 2)
+        return np.maximum(y, np.maximum(side * x - y / 2, -side * x - y / 2)) - radius / 2
+    aspect = 0.85 if kind == "square" else 0.35
+    return np.maximum(np.abs(x) - 0.85 * radius, np.abs(y) - aspect * radius)
 
 
 def colour_name(colour: np.ndarray) -> str:
     """The name of the nearest of the `COLOURS` to an RGB colour in [0, 1]."""
     return min(COLOURS, key=lambda name: float(np.square(np.asarray(colour) - COLOURS[name]).sum()))
-
-
-def _palette_colour(rng: np.random.Generator, without: str | None = None) -> np.ndarray:
-    """A colour near one of the `COLOURS`, of another name than `without`."""
-    names = [name for name in COLOURS if name != without]
-    colour = COLOURS[names[int(rng.integers(len(names)))]] + rng.uniform(-PALETTE_JITTER, PALETTE_JITTER, 3)
-    return colour.clip(0, 1).astype(np.float32)
 
 
 def _motion_words(motion: str, velocity: np.ndarray) -> str:
@@ -208,6 +231,17 @@ def _activity(rng: np.random.Generator, motion: str, num_frames: int) -> np.ndar
     activity = np.zeros(num_frames)
     activity[start : start + length] = 1
     return activity
+
+
+def _far_travel(
+    place: np.ndarray, size: np.ndarray, elapsed: np.ndarray, velocity: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions `(T, 2)` in a frame of `size`, started where they reach a border late or never, and `size`."""
+    travel = elapsed[-1] * velocity
+    first = np.clip(-travel, 0, size)
+    last = np.clip(size - travel, 0, size)
+    start = first + (last - first) * (place - 0.15) / 0.7
+    return start + elapsed[:, None] * velocity, size
 
 
 def _bounce(positions: np.ndarray, size: np.ndarray) -> np.ndarray:

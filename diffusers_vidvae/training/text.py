@@ -171,6 +171,7 @@ class CaptionedLatents(Dataset):
         self.config = config
         self.seed = seed
         self.embeddings = embeddings
+        self._tokens: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -182,8 +183,11 @@ class CaptionedLatents(Dataset):
         if self.embeddings is not None:
             text, mask = self.embeddings[caption]
             return item | {"text": text, "text_mask": mask}
-        token_ids, mask = tokenize_quietly(self.tokenizer, [caption], self.config.max_tokens)
-        return item | {"token_ids": token_ids[0], "text_mask": mask[0]}
+        if caption not in self._tokens:
+            token_ids, mask = tokenize_quietly(self.tokenizer, [caption], self.config.max_tokens)
+            self._tokens[caption] = token_ids[0], mask[0]
+        token_ids, mask = self._tokens[caption]
+        return item | {"token_ids": token_ids, "text_mask": mask}
 
     def sampler(self, batch_size: int, rank: int, num_processes: int, first_batch: int) -> Sampler[int]:
         """The draws of a process; see `LatentDataset.sampler`."""

@@ -19,7 +19,8 @@ of a share of the clips.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -37,7 +38,7 @@ from diffusers_vidvae.schedulers.scheduling_flow_match_gap import FlowMatchGapSc
 
 from .config import RunConfig, TrainConfig, check_range, load_config
 from .data import ClipDataset
-from .draws import draw_latents, normal_noise, torch_generators, uniform_noise
+from .draws import draw_latents, normal_noise, numpy_generator, torch_generators, uniform_noise
 from .encoding import encode_dataset
 from .latent_shards import LatentDataset
 from .launch import config_path, run_from_command_line
@@ -72,6 +73,14 @@ class LatentsConfig:
         shard_size: Clips of a shard.
         selection: How frames are chosen at every visit, "systematic" with a random offset or "bernoulli".
         max_kept: Most latent frames of a training clip; clips that ask for more keep as many as that.
+        num_kept: Numbers of latent frames of which every batch draws one, in the place of as many as clips ask for;
+            repeated ones come more often. Batches then have no padding.
+        single_frame_phase: Share of the training, from its start, in which seven of eight batches have one latent
+            frame a clip instead: what things look like is learned several times faster there than how they move.
+        frame_step: Only every so many-th frame can be kept: with `cycle_length` of the autoencoder, channels that take
+            turns always mean the same.
+        pixel_metric: Whether a new model scales channels by what they do to pixels, which then show noise equally
+            strong in all of them: colours and places are decided first, details last, and weigh as much as they show.
         sorted_batches: Batches that are sorted together by the number of kept frames and then padded only up to the
             longest of their clips; 1 takes clips in any order and pads all to `max_kept`.
     """
@@ -82,6 +91,10 @@ class LatentsConfig:
     shard_size: int = 500
     selection: str = "systematic"
     max_kept: int = 16
+    num_kept: list[int] = field(default_factory=list)
+    single_frame_phase: float = 0.0
+    frame_step: int = 1
+    pixel_metric: bool = False
     sorted_batches: int = 1
 
     def __post_init__(self) -> None:
@@ -89,6 +102,14 @@ class LatentsConfig:
             raise ValueError(f"`latents.selection` must be one of {SELECTIONS}, got {self.selection!r}.")
         check_range("latents.max_kept", self.max_kept, 1)
         check_range("latents.sorted_batches", self.sorted_batches, 1)
+        check_range("latents.frame_step", self.frame_step, 1)
+        check_range("latents.single_frame_phase", self.single_frame_phase, 0, 1)
+        if self.single_frame_phase and not self.num_kept:
+            raise ValueError(
+                "`latents.single_frame_phase` needs `latents.num_kept`, the counts of the phase after it."
+            )
+        for count in self.num_kept:
+            check_range("latents.num_kept", count, 1, self.max_kept)
 
 
 @dataclass
@@ -155,7 +176,7 @@ class GapDiTObjective(Objective):
         return cast(FrameSelectVAE, self.frozen[0])
 
     def forward(self, batch: Batch, progress: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        packed = draw_packed_frames(self.vae, batch, self.config)
+        packed = draw_packed_frames(self.vae, batch, self.config, progress)
         channels, mask = packed.latents.shape[1], packed.mask
         data = self.clean_state(packed)  # (B, C, K, h, w)
         noise, sigma = self.noise(data, batch["draw"], channels)
@@ -194,7 +215,7 @@ class GapDiTObjective(Objective):
 
     def clean_state(self, packed: PackedFrames) -> torch.Tensor:
         """What noise is added to: normalised latents, and behind them the gap channels of models that have some."""
-        latents = self.vae.normalize_latents(packed.latents)
+        latents = self.model.normalize_latents(self.vae.normalize_latents(packed.latents))
         if not self.model.num_gap_channels:
             return latents
         gap_channels = self.model.encode_gaps(packed.gaps, packed.num_frames, packed.mask)  # (B, 2, K)
@@ -233,20 +254,44 @@ def losses_by_level(losses: torch.Tensor, sigma: torch.Tensor) -> dict[str, torc
     return {f"velocity_q{quarter + 1}": losses[quarters == quarter].mean() for quarter in range(4)}
 
 
-def draw_packed_frames(vae: FrameSelectVAE, batch: Batch, config: TrainGapDiTConfig) -> PackedFrames:
+def draw_packed_frames(
+    vae: FrameSelectVAE, batch: Batch, config: TrainGapDiTConfig, progress: float = 1.0
+) -> PackedFrames:
     """Latents drawn from the posteriors of a batch, of frames drawn to be kept, as `PackedFrames`."""
-    frame_mask, probs = batch["frame_mask"], batch["keep_probs"]
+    options, frame_mask = config.latents, batch["frame_mask"]
     generators = torch_generators(config.run.seed, batch["draw"], stream=2)
     latents = draw_latents(batch["mean"], batch["std"], generators)
-    keep_mask = vae.select_frames(probs, frame_mask, mode=config.latents.selection, generator=generators)
-    too_many = keep_mask.sum(dim=1) > config.latents.max_kept
+    every = slice(None, None, options.frame_step)
+    probs, candidates = batch["keep_probs"][:, every], frame_mask[:, every]
+    keep_mask = torch.zeros_like(frame_mask)
+    if options.num_kept:
+        rng = numpy_generator(config.run.seed, int(batch["draw"][0]), 8)
+        is_single = rng.random() < 7 / 8 and progress < options.single_frame_phase
+        count = 1 if is_single else min(int(rng.choice(options.num_kept)), int(candidates.sum(dim=1).min()))
+        keep_mask[:, every] = vae.select_frames(probs, candidates, num_frames=count, generator=generators)
+    else:
+        keep_mask[:, every] = select_up_to(vae, probs, candidates, options, generators)
+    packed = vae.pack_frames(latents, keep_mask, frame_mask)
+    is_even = options.sorted_batches > 1 or options.num_kept
+    return packed if is_even else pad_packed(packed, options.max_kept)
+
+
+def select_up_to(
+    vae: FrameSelectVAE,
+    probs: torch.Tensor,
+    frame_mask: torch.Tensor,
+    options: LatentsConfig,
+    generators: list[torch.Generator],
+) -> torch.Tensor:
+    """Keep mask `(B, T)` of as many frames as clips ask for, and `max_kept` of those that ask for more."""
+    keep_mask = vae.select_frames(probs, frame_mask, mode=options.selection, generator=generators)
+    too_many = keep_mask.sum(dim=1) > options.max_kept
     for clip in too_many.nonzero()[:, 0].tolist():
         row = slice(clip, clip + 1)
         keep_mask[row] = vae.select_frames(
-            probs[row], frame_mask[row], num_frames=config.latents.max_kept, generator=generators[row]
+            probs[row], frame_mask[row], num_frames=options.max_kept, generator=generators[row]
         )
-    packed = vae.pack_frames(latents, keep_mask, frame_mask)
-    return packed if config.latents.sorted_batches > 1 else pad_packed(packed, config.latents.max_kept)
+    return keep_mask
 
 
 def pad_packed(packed: PackedFrames, num_kept: int) -> PackedFrames:
@@ -260,17 +305,53 @@ def pad_packed(packed: PackedFrames, num_kept: int) -> PackedFrames:
     )
 
 
-def gap_statistics(vae: FrameSelectVAE, dataset: LatentDataset, config: TrainGapDiTConfig) -> tuple[float, float]:
-    """Mean and standard deviation of log(1 + distance) between kept frames, over up to 1000 clips."""
-    channels = []
+def some_packed_frames(
+    vae: FrameSelectVAE, dataset: LatentDataset, config: TrainGapDiTConfig
+) -> Iterator[PackedFrames]:
+    """The kept frames of up to 1000 clips, one by one, to take statistics of."""
     for draw in range(min(len(dataset), 1000)):
-        batch = {name: value[None] for name, value in dataset[draw].items()}
-        packed = draw_packed_frames(vae, batch, config)
+        yield draw_packed_frames(vae, {name: value[None] for name, value in dataset[draw].items()}, config)
+
+
+def gap_statistics(vae: FrameSelectVAE, dataset: LatentDataset, config: TrainGapDiTConfig) -> tuple[float, float]:
+    """Mean and standard deviation of log(1 + distance) between kept frames."""
+    channels = []
+    for packed in some_packed_frames(vae, dataset, config):
         gaps = packed.gaps[packed.mask]
         tail = packed.num_frames - 1 - gaps.sum()
         channels.append(torch.cat([gaps, gaps[1:], tail]).float().log1p())
     values = torch.cat(channels)
     return float(values.mean()), max(float(values.std()), 1e-3)
+
+
+@torch.no_grad()
+def pixel_statistics(
+    vae: FrameSelectVAE, dataset: LatentDataset, config: TrainGapDiTConfig, probed_clips: int = 16
+) -> tuple[list[float], list[float]]:
+    """Mean of each channel of kept latents that the autoencoder has normalised, and what to divide it by.
+
+    Divided so, equal changes of channels change pixels equally, and the mean square of all channels is 1.
+    """
+    packed = list(some_packed_frames(vae, dataset, config))
+    values = torch.cat(
+        [vae.normalize_latents(clip.latents).transpose(0, 1)[:, clip.mask].flatten(1) for clip in packed], 1
+    )
+    squares = torch.stack([squared_gains(vae, clip) for clip in packed[:probed_clips]]).mean(dim=0)
+    gains = squares.sqrt().clamp(min=1e-6)
+    scale = (gains * values.std(dim=1)).square().mean().sqrt()
+    return values.mean(dim=1).tolist(), (scale / gains).tolist()
+
+
+def squared_gains(vae: FrameSelectVAE, packed: PackedFrames, step: float = 0.1) -> torch.Tensor:
+    """Mean squared change of the pixels for a change of each normalised channel, `(latent_channels,)`."""
+    base = vae.decode(*vae.unpack_frames(packed)).sample
+    gains = []
+    for channel in range(packed.latents.shape[1]):
+        latents = vae.normalize_latents(packed.latents)
+        latents[:, channel] += step
+        changed = dataclasses.replace(packed, latents=vae.denormalize_latents(latents))
+        gains.append((vae.decode(*vae.unpack_frames(changed)).sample - base).square().mean() / step**2)
+    return torch.stack(gains)
 
 
 def model_arguments(
@@ -282,6 +363,8 @@ def model_arguments(
         arguments.setdefault("text_dim", text.encoder.config.hidden_size)
     if arguments.get("gap_mode") == "flow" and "gap_log_mean" not in arguments:
         arguments["gap_log_mean"], arguments["gap_log_std"] = gap_statistics(vae, dataset, config)
+    if config.latents.pixel_metric and "latents_mean" not in arguments:
+        arguments["latents_mean"], arguments["latents_std"] = pixel_statistics(vae, dataset, config)
     return arguments
 
 
@@ -335,8 +418,7 @@ def prepare_text(config: TrainGapDiTConfig, latents: LatentDataset) -> tuple[Tex
 def main(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     """Trains by a configuration file and returns the folder of the pipeline."""
     config = load_config(TrainGapDiTConfig, config_path(path), overrides)
-    # The embedded transformer and what is fine-tuned from it speak the latents of its own autoencoder.
-    name = demo_model("generation") if config.latents.vae == "demo" else config.latents.vae
+    name = demo_model() if config.latents.vae == "demo" else config.latents.vae
     vae = load_pretrained(FrameSelectVAE, name).eval().requires_grad_(False)
     latents = prepare_latents(config, vae)
     text, dataset = (None, latents) if config.text.encoder is None else prepare_text(config, latents)

@@ -76,7 +76,7 @@ def main() -> None:
     pipe = (
         make_random_pipeline()
         if arguments.random
-        else GapDiTPipeline.from_pretrained(arguments.folder or demo_model("generation"))
+        else GapDiTPipeline.from_pretrained(arguments.folder or demo_model())
     )
     pipe.to(arguments.device)
     pipe.set_progress_bar_config(disable=True)

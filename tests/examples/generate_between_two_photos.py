@@ -18,9 +18,7 @@ parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("first", help="photo of the first frame")
 parser.add_argument("last", help="photo of the last frame")
 parser.add_argument("output", help="video to write")
-parser.add_argument(
-    "--model", default=demo_model("generation"), help="folder or Hub id; default: the model in the package"
-)
+parser.add_argument("--model", default=demo_model(), help="folder or Hub id; default: the model in the package")
 parser.add_argument("--frames", type=int, default=16, help="length of the video")
 parser.add_argument("--steps", type=int, default=50, help="steps of the scheduler")
 parser.add_argument("--seed", type=int, default=0)

@@ -1,6 +1,7 @@
 r"""Generates a video from a prompt, with a model that was trained with captions.
 
-python tests/examples/generate_from_a_prompt.py FOLDER_OR_HUB_ID "a red disc moves to the left" generated.mp4
+python tests/examples/generate_from_a_prompt.py "a large red disc moves fast to the left on a blue background"
+    generated.mp4 [--model FOLDER_OR_HUB_ID]
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ import argparse
 import numpy as np
 import torch
 
-from diffusers_vidvae import GapDiTPipeline
+from diffusers_vidvae import GapDiTPipeline, demo_model
 from diffusers_vidvae.media import VideoWriter
 
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("model", help="folder or Hub id of a GapDiTPipeline with a text encoder")
 parser.add_argument("prompt", help="what the video is to show")
 parser.add_argument("output", help="video to write")
+parser.add_argument("--model", default=demo_model(), help="folder or Hub id; default: the model in the package")
 parser.add_argument("--guidance-scale", type=float, default=4.0, help="how closely to follow the prompt")
 parser.add_argument("--frames", type=int, default=16, help="length of the video")
 parser.add_argument("--steps", type=int, default=50, help="steps of the scheduler")
@@ -30,7 +31,6 @@ pipe.set_progress_bar_config(disable=True)
 output = pipe(
     prompt=options.prompt,
     guidance_scale=options.guidance_scale,
-    num_latent_frames=4,
     num_frames=options.frames,
     num_inference_steps=options.steps,
     generator=torch.Generator().manual_seed(options.seed),

@@ -87,12 +87,14 @@ def model_of_prompts(tmp_path) -> str:
 @pytest.mark.slow
 def test_generate_from_a_prompt(tmp_path, model_of_prompts):
     options = ["a red disc", "generated.mkv", "--frames", "8", "--steps", "2"]
-    printed = run_example("generate_from_a_prompt.py", tmp_path, model_of_prompts, *options)
-    assert "8 frames in generated.mkv" in printed
+    for model in ([], ["--model", model_of_prompts]):
+        assert "8 frames in generated.mkv" in run_example("generate_from_a_prompt.py", tmp_path, *options, *model)
 
 
 @pytest.mark.slow
 def test_the_command_line_takes_prompts(tmp_path, model_of_prompts, capsys):
+    from diffusers_vidvae import GapDiT, GapDiTPipeline
+
     short = ["--num-latent-frames", "2", "--num-frames", "4", "--steps", "1", "--seed", "0"]
     made = []
     for prompt in ("a red disc", "to the left"):
@@ -103,8 +105,12 @@ def test_the_command_line_takes_prompts(tmp_path, model_of_prompts, capsys):
     assert made[0].shape == made[1].shape and (made[0] != made[1]).any()
     capsys.readouterr()
     refused = {"--prompt": "This transformer was trained without text", "--negative-prompt": "there is no --prompt."}
+    plain = GapDiTPipeline.from_pretrained(model_of_prompts, text_encoder=None, tokenizer=None)
+    plain.register_modules(transformer=GapDiT(in_channels=4, **TINY_DIT))
+    plain.save_pretrained(tmp_path / "plain")
     for option, message in refused.items():
-        assert run(["generate", "-o", str(tmp_path / "no.mkv"), *short, option, "red"]) == 1
+        command = ["generate", "-m", str(tmp_path / "plain"), "-o", str(tmp_path / "no.mkv"), *short, option, "red"]
+        assert run(command) == 1
         assert message in capsys.readouterr().err
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from diffusers_vidvae import (
     AutoencoderKL3D,
     FlowMatchGapScheduler,
+    GapDiT,
     GapDiTPipeline,
     demo_model,
 )
@@ -66,7 +67,7 @@ def test_another_autoencoder_is_named(pipeline):
     with torch.device("meta"):
         vae = AutoencoderKL3D(block_out_channels=(8,) * 4)
     with pytest.raises(ValueError, match=r"Pipeline needs a FrameSelectVAE as `vae`, got AutoencoderKL3D\."):
-        pipeline.from_pretrained(demo_model("generation"), vae=vae)
+        pipeline.from_pretrained(demo_model(), vae=vae)
 
 
 # Parity
@@ -192,6 +193,29 @@ def test_windows_decode_what_the_autoencoder_decodes(flow_pipe):
     keep_mask[:, plan.positions[0]] = True
     expected = (vae.decode(dense, keep_mask).sample[0].transpose(0, 1) / 2 + 0.5).clamp(0, 1)
     torch.testing.assert_close(frames, expected)
+
+
+@torch.no_grad()
+def test_statistics_of_the_transformer_go_on_top_of_the_autoencoders():
+    pipe = make_pipeline("flow")
+    frames = torch.rand(1, 3, 1, 16, 16) * 2 - 1
+    plain = pipe.encode_frames(frames, [0])
+    mean, std = [0.5] * 6, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    pipe.transformer.register_to_config(latents_mean=mean, latents_std=std)
+    latents = pipe.encode_frames(frames, [0])
+    torch.testing.assert_close(latents, (plain - 0.5) / torch.tensor(std)[:, None, None, None])
+    decoded = pipe.decode(latents, torch.tensor([[0]]), 1, "pt")[0]
+    expected = pipe.vae(frames, keep_mask=torch.ones(1, 1, dtype=torch.bool)).sample[0].transpose(0, 1)
+    torch.testing.assert_close(decoded, (expected / 2 + 0.5).clamp(0, 1))
+    with pytest.raises(ValueError, match="`latents_std` must have a number for each of the 2 channels"):
+        GapDiT(in_channels=2, hidden_size=8, num_layers=1, latents_std=[1.0])
+
+
+def test_as_many_latent_frames_as_the_transformer_takes_by_default():
+    pipe = make_pipeline("flow")
+    pipe.transformer.register_to_config(max_num_frames=3)
+    output = pipe(num_frames=9, num_inference_steps=1, output_type="latent")
+    assert output.frames.shape[2] == 3
 
 
 @torch.no_grad()

@@ -230,6 +230,38 @@ def test_clips_without_cuts_and_captions_only_on_demand():
         ClipDataset(replace(config, procedural_motions=["jump"]))
 
 
+def test_shapes_stay_inside_at_the_sizes_and_speeds_asked_for():
+    clips = ProceduralClips(
+        20,
+        height=32,
+        width=32,
+        max_shapes=1,
+        contrast=0.0,
+        motions=("fast",),
+        palette=True,
+        radii=(5.0, 6.0),
+        speeds=(0.5, 0.6),
+        colours=("red", "blue"),
+        upright=True,
+        inside=True,
+    )
+    for index in range(20):
+        frames, caption = clips.with_caption(index)
+        assert caption.count("red") == caption.count("blue") == 1
+        frames = frames.astype(int)
+        distance = np.abs(frames - np.median(frames[0].reshape(-1, 3), axis=0)).sum(axis=-1)
+        covered = distance / distance.max()  # (T, H, W)
+        areas = covered.sum(axis=(1, 2))
+        assert areas.min() > 0.85 * areas.max() > 20  # nothing is cut off, bar a square's corner
+        centres = np.einsum("thw,chw->tc", covered, np.indices((32, 32))) / areas[:, None]
+        assert 0.4 < np.linalg.norm(centres[-1] - centres[0]) / 15 < 0.7
+    with pytest.raises(ValueError, match=r"`colours` must be two or more of .*, got \('red', 'mauve'\)"):
+        ProceduralClips(1, colours=("red", "mauve"))
+    for wrong in ({"radii": (6.0, 5.0)}, {"speeds": (0.0, 1.0)}):
+        with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must be two positive numbers that do not fall"):
+            ProceduralClips(1, **wrong)
+
+
 def test_captions_of_files_come_with_their_clips(tmp_path):
     write_video(tmp_path / "one.mp4")
     write_video(tmp_path / "two.mp4")

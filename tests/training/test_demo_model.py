@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusers_vidvae import AutoencoderKL3D, FrameSelectVAE, demo_model
+from diffusers_vidvae import AutoencoderKL3D, FrameSelectVAE, GapDiTPipeline, demo_model
 from diffusers_vidvae.metrics import clip_psnr
 from diffusers_vidvae.training.data import stack_clips
-from diffusers_vidvae.training.procedural import MOTIONS, ProceduralClips
+from diffusers_vidvae.training.procedural import COLOURS, MOTIONS, ProceduralClips
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +33,11 @@ def encoded(vae, clips) -> tuple[torch.Tensor, torch.Tensor]:
 def test_the_weights_are_small_enough_to_travel_with_the_package():
     sizes = {path.parent.name: path.stat().st_size for path in Path(demo_model()).glob("*/*.safetensors")}
     assert sizes["vae"] <= 6_000_000 and sizes["autoencoder_kl_3d"] <= 4_000_000
-    assert sum(path.stat().st_size for path in Path(demo_model("generation")).rglob("*.safetensors")) <= 6_000_000
+    assert sizes["transformer"] + sizes["text_encoder"] <= 6_000_000
 
 
-def test_unknown_purposes_are_named():
+def test_one_folder_serves_all_purposes_and_unknown_ones_are_named():
+    assert demo_model("generation") == demo_model()
     with pytest.raises(ValueError, match="'compression', 'generation'.*, got 'sound'"):
         demo_model("sound")
 
@@ -76,3 +77,16 @@ def test_the_convolutional_autoencoder_shows_its_input(clips):
     decoded = model.decode(model.encode(sample).latent_dist.mode(), *sample.shape[2:]).sample
     mean_colour = sample.mean(dim=(2, 3, 4), keepdim=True).expand_as(sample)
     assert clip_psnr(sample, decoded) > clip_psnr(sample, mean_colour) + 2
+
+
+def test_the_generator_shows_the_colours_it_is_asked_for():
+    pipe = GapDiTPipeline.from_pretrained(demo_model())
+    pipe.set_progress_bar_config(disable=True)
+    backgrounds = ["red", "yellow", "green", "blue", "black", "white"]
+    shapes = [*backgrounds[1:], backgrounds[0]]
+    prompts = [f"a large {a} disc stands still on a {b} background" for a, b in zip(shapes, backgrounds, strict=True)]
+    generators = [torch.Generator().manual_seed(seed) for seed in range(6)]
+    clips = pipe(prompt=prompts, num_frames=16, num_inference_steps=12, generator=generators, output_type="pt").frames
+    for clip, background in zip(clips, backgrounds, strict=True):
+        colours = clip.flatten(2).median(dim=2).values  # (T, 3)
+        assert (colours - torch.tensor(COLOURS[background])).abs().max() < 0.2

@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 
-from diffusers_vidvae import AutoencoderKL3D, FrameSelectVAE
+from diffusers_vidvae import AutoencoderKL3D, FrameSelectVAE, GapDiTPipeline
 from diffusers_vidvae.media import VideoWriter
 from diffusers_vidvae.training import train_gap_dit
 from diffusers_vidvae.training.config import DataConfig, load_config
@@ -115,6 +115,38 @@ def test_sorted_batches_hold_less_padding_and_are_logged_by_noise_level(vae, tmp
         levels = {name for line in lines for name in line if name.startswith("velocity_q")}
         assert levels == {"velocity_q1", "velocity_q2", "velocity_q3", "velocity_q4"}
     assert padding[8] < 0.6 * padding[1]
+
+
+def test_batches_of_one_count_of_frames_a_step_apart_in_channels_scaled_by_pixels(vae, tmp_path, write_config):
+    vae.register_to_config(latents_mean=[1.0] * 4, latents_std=[2.0] * 4)
+    vae.save_pretrained(tmp_path / "vae")
+    latents = {"vae": str(tmp_path / "vae"), "folder": str(tmp_path / "latents"), "num_clips": 8, "max_kept": 2}
+    latents |= {"num_kept": [1, 2], "frame_step": 2, "single_frame_phase": 0.5, "pixel_metric": True}
+    path = write_config(TINY_DIT, latents=latents)
+    config = load_config(TrainGapDiTConfig, path)
+    dataset = prepare_latents(config, vae)
+
+    early, late = [], []
+    for first in range(0, 160, 4):
+        items = [dataset[draw] for draw in range(first, first + 4)]
+        batch = {name: torch.stack([item[name] for item in items]) for name in items[0]}
+        packed = train_gap_dit.draw_packed_frames(vae, batch, config)
+        assert packed.mask.all() and (packed.gaps.cumsum(dim=1) % 2 == 0).all()
+        late.append(packed)
+        early.append(train_gap_dit.draw_packed_frames(vae, batch, config, progress=0.2).mask.shape[1])
+    counts = [packed.mask.shape[1] for packed in late]
+    assert set(counts) == {1, 2} and early.count(1) > 30 > counts.count(1)
+
+    model = GapDiTPipeline.from_pretrained(train_gap_dit.main(path)).transformer
+    gains = torch.stack([train_gap_dit.squared_gains(vae, packed) for packed in late]).mean(dim=0).sqrt()
+    shown = gains * torch.tensor(model.config.latents_std)
+    torch.testing.assert_close(shown, shown.mean().expand(4), rtol=0.2, atol=0)
+    values = torch.cat([model.normalize_latents(vae.normalize_latents(packed.latents)).flatten() for packed in late])
+    assert 0.7 < float(values.square().mean().sqrt()) < 1.3
+    with pytest.raises(ValueError, match=r"`latents.num_kept` must be in \[1, 2\], got 3"):
+        load_config(TrainGapDiTConfig, path, ["latents.num_kept=[3]"])
+    with pytest.raises(ValueError, match="`latents.single_frame_phase` needs `latents.num_kept`"):
+        load_config(TrainGapDiTConfig, path, ["latents.num_kept=[]"])
 
 
 @pytest.fixture

@@ -128,7 +128,8 @@ def test_the_average_stands_still_when_the_loss_scaler_skips_a_step(adversarial_
     monkeypatch.setattr(trainer.accelerator, "scaler", scaler)
     monkeypatch.setattr(trainer.accelerator, "native_amp", True)
     monkeypatch.setattr(type(trainer.accelerator), "mixed_precision", "fp16")
-    optimizer = type(trainer.optimizer)(trainer.optimizer.optimizer, scaler=scaler)
+    groups = [group | {"fused": None} for group in trainer.optimizer.param_groups]
+    optimizer = type(trainer.optimizer)(torch.optim.AdamW(groups), scaler=scaler)
     trainer.optimizer, trainer.accelerator._optimizers = optimizer, [optimizer]
 
     overflow = trainer.objective.model.encoder.conv_out.conv.weight.register_hook(lambda gradient: gradient / 0)

@@ -238,20 +238,26 @@ def test_two_processes_have_the_loss_of_one(write_config, tmp_path, strategy):
 
 def test_the_demo_folder_holds_a_codec_an_autoencoder_and_a_generator(tmp_path, monkeypatch):
     torch.manual_seed(0)
-    vae, generated = FrameSelectVAE(**TINY_VAE), FrameSelectVAE(**TINY_VAE)
+    vae = FrameSelectVAE(**TINY_VAE)
     transformer = GapDiT(in_channels=vae.config.latent_channels, **TINY_DIT)
-    GapDiTPipeline(transformer, generated, FlowMatchGapScheduler()).save_pretrained(tmp_path / "pipeline")
+    GapDiTPipeline(transformer, vae, FlowMatchGapScheduler()).save_pretrained(tmp_path / "pipeline")
     AutoencoderKL3D(**TINY_KL).save_pretrained(tmp_path / "kl")
     vae.save_pretrained(tmp_path / "vae")
     folders = tmp_path / "vae", tmp_path / "kl", tmp_path / "demo", tmp_path / "pipeline"
 
     export_demo.export_demo(*folders)
     codec = VideoCompressionPipeline.from_pretrained(tmp_path / "demo").vae
-    generator = GapDiTPipeline.from_pretrained(tmp_path / "demo" / "generation").vae
+    generator = GapDiTPipeline.from_pretrained(tmp_path / "demo").transformer
     AutoencoderKL3D.from_pretrained(tmp_path / "demo", subfolder="autoencoder_kl_3d")
-    for model, exported in ((vae, codec), (generated, generator)):
+    export_demo.export_demo(*folders[:3])  # without a generator the one that is there stays
+    GapDiTPipeline.from_pretrained(tmp_path / "demo")
+    for model, exported in ((vae, codec), (transformer, generator)):
         weights = exported.state_dict()
         assert all(torch.equal(value.half(), weights[name].half()) for name, value in model.state_dict().items())
     monkeypatch.setattr(export_demo, "MAX_AUTOENCODER", 10)
     with pytest.raises(ValueError, match="autoencoder_kl_3d: the weights take .* more than the 10"):
         export_demo.export_demo(*folders)
+    FrameSelectVAE(**TINY_VAE).save_pretrained(tmp_path / "other")
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="pipeline: was trained on latents of another autoencoder"):
+        export_demo.export_demo(tmp_path / "other", *folders[1:])
