@@ -25,7 +25,7 @@ from diffusers_vidvae.media.clips import ClipInput, open_clips, open_images
 from diffusers_vidvae.media.layouts import Layout, ValueRange
 from diffusers_vidvae.models.clip_windows import clip_windows
 from diffusers_vidvae.models.frame_select_vae import FrameSelectVAE
-from diffusers_vidvae.models.gap_dit import GapDiT
+from diffusers_vidvae.models.gap_dit import GapDiT, share_noise
 from diffusers_vidvae.schedulers.scheduling_flow_match_gap import FlowMatchGapScheduler, GapPlan, check_sigmas
 
 from .callbacks import check_callback_inputs
@@ -455,7 +455,11 @@ class GapDiTPipeline(DiffusionPipeline, GapDiTLoraLoaderMixin):
             for clip, count in enumerate(num_latent_frames):
                 source = generator[clip] if isinstance(generator, list) else generator
                 size = (1, channels, count, *shape[3:])
-                latents[clip, :channels, :count] = randn_tensor(size, generator=source, device=device)[0]
+                noise = randn_tensor(size, generator=source, device=device)
+                if self.transformer.config.shared_noise:
+                    shared = randn_tensor((1, channels, 1, *shape[3:]), generator=source, device=device)
+                    noise = share_noise(noise, shared, self.transformer.config.shared_noise)
+                latents[clip, :channels, :count] = noise[0]
                 if self.transformer.num_gap_channels:
                     size = (1, self.transformer.num_gap_channels, count, 1, 1)
                     latents[clip, channels:, :count] = randn_tensor(size, generator=source, device=device)[0]

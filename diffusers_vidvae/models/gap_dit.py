@@ -100,6 +100,17 @@ def channels_to_gaps(
     return gaps, tail
 
 
+def share_noise(noise: torch.Tensor, shared: torch.Tensor, part: float) -> torch.Tensor:
+    r"""Noise of unit variance, of which neighbouring frames have a part in common (https://arxiv.org/abs/2305.10474).
+
+    Args:
+        noise: Of each frame alone, `(..., channels, kept, height, width)`.
+        shared: Of all frames, `(..., channels, 1, height, width)`.
+        part: Part of the variance that is shared, in [0, 1).
+    """
+    return (1 - part) ** 0.5 * noise + part**0.5 * shared
+
+
 def _last_slot(frame_mask: torch.Tensor) -> torch.Tensor:
     """True at the last real frame of each row of a left-aligned mask."""
     return frame_mask & ~F.pad(frame_mask[:, 1:], (0, 1))
@@ -180,6 +191,7 @@ class GapDiT(
         text_dim: Channels of text embeddings, to which all tokens attend and whose mean joins the time embedding; None
             for a model without text.
         condition_on_gaps: Whether the model can be told gaps that are known.
+        shared_noise: Part of the noise's variance that the latent frames of a clip have in common, see `share_noise`.
         latents_mean: Per-channel mean, over the training data, of latents that the autoencoder has normalised; for a
             model of other data than the autoencoder's statistics are of.
         latents_std: Per-channel standard deviation, likewise.
@@ -228,6 +240,7 @@ class GapDiT(
         gap_log_std: float = 1.0,
         text_dim: int | None = None,
         condition_on_gaps: bool = False,
+        shared_noise: float = 0.0,
         latents_mean: list[float] | None = None,
         latents_std: list[float] | None = None,
     ):
@@ -238,6 +251,8 @@ class GapDiT(
             raise ValueError(f"`gap_mode` must be one of {GAP_MODES}, got {gap_mode!r}.")
         if gap_log_std <= 0:
             raise ValueError(f"`gap_log_std` must be positive, got {gap_log_std}.")
+        if not 0 <= shared_noise < 1:
+            raise ValueError(f"`shared_noise` must be in [0, 1), got {shared_noise}.")
         for name, values in (("latents_mean", latents_mean), ("latents_std", latents_std)):
             if values is not None and len(values) != in_channels:
                 raise ValueError(f"`{name}` must have a number for each of the {in_channels} channels, got {values}.")

@@ -58,8 +58,10 @@ class TextConfig:
 
     Args:
         encoder: Folder or Hub id of a text encoder (or of a pipeline that holds one as `text_encoder`), which is not
-            trained; "new" for a small one that is trained with the model; None for a model without text.
+            trained unless `train` says so; "new" for a small one that is trained with the model; None for a model
+            without text.
         tokenizer: Folder or Hub id of the tokenizer of a pretrained encoder; None for where the encoder is.
+        train: Whether a pretrained encoder is trained on with the model; a new one always is.
         max_tokens: Tokens of a caption; longer ones are cut.
         dropout: Share of the clips that are trained without their caption, so that the model can be guided.
         hidden_size: Width of a new encoder.
@@ -69,11 +71,17 @@ class TextConfig:
 
     encoder: str | None = None
     tokenizer: str | None = None
+    train: bool = False
     max_tokens: int = 32
     dropout: float = 0.1
     hidden_size: int = 96
     num_layers: int = 2
     num_heads: int = 4
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the encoder is trained with the model."""
+        return self.train or self.encoder == NEW_ENCODER
 
     def __post_init__(self) -> None:
         check_range("text.max_tokens", self.max_tokens, 3)

@@ -32,7 +32,7 @@ from diffusers_vidvae.assets import demo_model
 from diffusers_vidvae.media import clip_sheet, save_image
 from diffusers_vidvae.models.frame_select_vae import FrameSelectVAE
 from diffusers_vidvae.models.frame_selection import PackedFrames
-from diffusers_vidvae.models.gap_dit import GapDiT
+from diffusers_vidvae.models.gap_dit import GapDiT, share_noise
 from diffusers_vidvae.pipelines.pipeline_gap_dit import GapDiTPipeline
 from diffusers_vidvae.schedulers.scheduling_flow_match_gap import FlowMatchGapScheduler
 
@@ -120,12 +120,15 @@ class LossConfig:
         gap_weight: Of the gaps: of their channels' velocity (`gap_mode="flow"`, about 1) or of the squared error in
             frames (`"regression"`, about 0.01); the latents' velocity has weight 1.
         known_gaps_share: Share of the clips whose gaps a model with `condition_on_gaps` is told.
+        shared_noise: Part of the noise's variance that the latent frames of a clip have in common, which the model's
+            config then says; None for what it says already.
         time_mean: Mean of the logit of the noise level.
         time_std: Standard deviation of the logit of the noise level.
     """
 
     gap_weight: float = 1.0
     known_gaps_share: float = 0.5
+    shared_noise: float | None = None
     time_mean: float = 0.0
     time_std: float = 1.0
 
@@ -161,10 +164,12 @@ class GapDiTObjective(Objective):
         super().__init__()
         self.model = model
         self.config = config
+        if config.loss.shared_noise is not None:
+            model.register_to_config(shared_noise=config.loss.shared_noise)
         self.frozen = [vae]
         self.tokenizer = None if text is None else text.tokenizer
         self.prompts = [] if text is None else text.prompts
-        if text is not None and config.text.encoder == NEW_ENCODER:
+        if text is not None and config.text.is_trained:
             self.text_encoder = text.encoder
             self.saved_beside = ["text_encoder"]
         elif text is not None:
@@ -228,6 +233,9 @@ class GapDiTObjective(Objective):
         logit = normal_noise((), generators, data) * self.config.loss.time_std + self.config.loss.time_mean
         kept, height, width = data.shape[2:]
         noise = normal_noise((channels, kept, height, width), generators, data)
+        if self.model.config.shared_noise:
+            shared = normal_noise((channels, 1, height, width), generators, data)
+            noise = share_noise(noise, shared, self.model.config.shared_noise)
         if data.shape[1] > channels:
             gap_noise = normal_noise((data.shape[1] - channels, kept), generators, data)
             gap_noise = gap_noise[..., None, None].expand(-1, -1, -1, height, width)
@@ -406,9 +414,13 @@ def prepare_text(config: TrainGapDiTConfig, latents: LatentDataset) -> tuple[Tex
         encoder, embeddings = new_text_encoder(tokenizer, config.text), None
     else:
         encoder, tokenizer = load_text_encoder(config.text)
-        encoder.requires_grad_(False)
-        embeddings = CaptionEmbeddings(
-            latents.folder, captions, encoder, tokenizer, config.text.max_tokens, make_accelerator(config.run)
+        encoder.requires_grad_(config.text.is_trained)
+        embeddings = (
+            None
+            if config.text.is_trained
+            else CaptionEmbeddings(
+                latents.folder, captions, encoder, tokenizer, config.text.max_tokens, make_accelerator(config.run)
+            )
         )
     prompts = [caption for caption in map(latents.caption, range(min(len(latents), 24))) if caption]
     dataset = CaptionedLatents(latents, tokenizer, config.text, config.run.seed, embeddings)
@@ -428,7 +440,7 @@ def main(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     folder = trainer.train()
 
     encoder = None if text is None else text.encoder
-    if text is not None and config.text.encoder == NEW_ENCODER:
+    if text is not None and config.text.is_trained:
         encoder = type(text.encoder).from_pretrained(folder.parent / "text_encoder")
     pipeline = GapDiTPipeline(
         GapDiT.from_pretrained(folder),

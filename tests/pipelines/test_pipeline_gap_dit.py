@@ -211,6 +211,17 @@ def test_statistics_of_the_transformer_go_on_top_of_the_autoencoders():
         GapDiT(in_channels=2, hidden_size=8, num_layers=1, latents_std=[1.0])
 
 
+def test_noise_has_unit_variance_and_what_the_transformer_wants_in_common():
+    pipe = make_pipeline("flow")
+    pipe.transformer.register_to_config(shared_noise=0.75)
+    noise = pipe.prepare_latents([3, 2], 256, 256, torch.device("cpu"), seeded(0, 1))
+    frames = noise[0, :6].transpose(0, 1).flatten(1)
+    torch.testing.assert_close(torch.cov(frames), 0.25 * torch.eye(3) + 0.75, atol=0.05, rtol=0)
+    assert not noise[1, :, 2].any() and not torch.equal(noise[0, 6:, 0], noise[0, 6:, 1])
+    with pytest.raises(ValueError, match=r"`shared_noise` must be in \[0, 1\), got 1."):
+        GapDiT(in_channels=2, hidden_size=8, num_layers=1, shared_noise=1.0)
+
+
 def test_as_many_latent_frames_as_the_transformer_takes_by_default():
     pipe = make_pipeline("flow")
     pipe.transformer.register_to_config(max_num_frames=3)

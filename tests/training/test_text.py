@@ -138,12 +138,14 @@ def test_embeddings_of_a_pretrained_encoder_are_computed_once_and_are_its_own(la
     assert torch.equal(again, text)
 
 
-def test_a_pretrained_text_encoder_is_left_as_it_is(config, pretrained):
-    folder = train_gap_dit.main(config(text={"encoder": str(pretrained), "max_tokens": 16}))
-    pipeline = GapDiTPipeline.from_pretrained(folder)
+@pytest.mark.parametrize("train", [False, True])
+def test_a_pretrained_text_encoder_is_left_as_it_is_unless_it_is_to_be_trained(config, pretrained, train):
+    text = {"encoder": str(pretrained), "max_tokens": 16, "train": train}
+    pipeline = GapDiTPipeline.from_pretrained(train_gap_dit.main(config(text=text, loss={"shared_noise": 0.5})))
     before = CLIPTextModel.from_pretrained(pretrained).state_dict()
     after = pipeline.text_encoder.state_dict()
-    assert all(torch.equal(weight, before[name]) for name, weight in after.items())
+    assert train != all(torch.equal(weight, before[name]) for name, weight in after.items())
+    assert pipeline.transformer.config.shared_noise == 0.5
 
 
 def test_data_without_captions_and_folders_without_encoder_are_refused(config, vae, tmp_path):
