@@ -25,8 +25,9 @@ TOUR = (
     ("Both side by side, on a page for any browser.", "compare clip.mp4 clip.fsv --output compared.html"),
     ("How near they come.", "evaluate clip.mp4"),
     (
-        "A video from noise.",
-        "generate --output generated.mp4 --num-latent-frames 4 --seed 0 --contact-sheet generated.png",
+        "A video from a prompt.",
+        'generate --output generated.mp4 --prompt "a large red disc moves fast to the left on a blue background"'
+        " --seed 0 --contact-sheet generated.png",
     ),
     ("The clip through the other autoencoder, and back.", "reconstruct clip.mp4 --output reconstructed.mp4"),
 )

@@ -12,7 +12,7 @@ EXAMPLES = {
     "compare": "vidvae compare clip.mp4 clip.fsv --output compared.html",
     "reconstruct": "vidvae reconstruct clip.mp4 --output reconstructed.mp4",
     "evaluate": "vidvae evaluate clip.mp4 --rate 0.25",
-    "generate": "vidvae generate --output generated.mp4 --num-latent-frames 4 --steps 20 --seed 0",
+    "generate": 'vidvae generate -o generated.mp4 --prompt "a large red disc stands still on a blue background"',
     "demo": "vidvae demo tour",
     "stats": "vidvae stats clip.mp4",
     "index": "vidvae index clip.mp4 --output clips.jsonl",
