@@ -88,21 +88,21 @@ def pair_clips(
     """
     sizes = [f"{clip.width}x{clip.height}" for clip in (one, other)]
     if sizes[0] != sizes[1] and not resize:
-        raise ValueError(_differ(one, other, "is", *sizes, "--resize scales the second's frames to the first's"))
+        raise ValueError(_differ(one, other, "is", sizes, "--resize scales the second's frames to the first's"))
     rates = [None if clip.fps is None else float(clip.fps) for clip in (one, other)]
     if rates[0] and rates[1] and abs(rates[0] - rates[1]) > RATE_TOLERANCE * rates[0] and not any_rate:
         texts = [f"{rate:.5g} fps" for rate in (rates[0], rates[1])]
         hint = "--fps resamples both by time, and --any-rate takes frame by frame"
-        raise ValueError(_differ(one, other, "has", *texts, hint))
+        raise ValueError(_differ(one, other, "has", texts, hint))
     counts = [clip.count_frames() for clip in (one, other)]
     if counts[0] != counts[1] and not shorter:
         hint = "--shorter compares as many frames as the shorter one has, and --fps resamples both by time"
-        raise ValueError(_differ(one, other, "has", *(f"{count} frames" for count in counts), hint))
+        raise ValueError(_differ(one, other, "has", [f"{count} frames" for count in counts], hint))
     return ClipPair(one, other, min(counts))
 
 
-def _differ(one: Clip, other: Clip, verb: str, of_one: str, of_other: str, hint: str) -> str:
-    return f"{one.name} {verb} {of_one} and {other.name} {verb} {of_other}; {hint}."
+def _differ(one: Clip, other: Clip, verb: str, values: list[str], hint: str) -> str:
+    return f"{one.name} {verb} {values[0]} and {other.name} {verb} {values[1]}; {hint}."
 
 
 def compare_clips(

@@ -150,7 +150,7 @@ def test_the_tour_prints_what_it_runs(tmp_path, capsys):
     printed = capsys.readouterr().out
     for _, line in TOUR:
         assert shlex.join(["vidvae", *arguments_of(line, folder, "cpu", False)]) in printed
-    made = {"clip.mp4", "clip.fsv", "back.mp4", "generated.mp4", "generated.png", "reconstructed.mp4"}
+    made = {"clip.mp4", "clip.fsv", "back.mp4", "compared.html", "generated.mp4", "generated.png", "reconstructed.mp4"}
     assert made <= {path.name for path in folder.iterdir()}
     assert run(["demo", str(folder)]) == 1  # nothing is overwritten
     assert "exists already; --force replaces it." in capsys.readouterr().err

@@ -244,6 +244,52 @@ def test_images_of_classes():
     assert images.shape == (2, 32, 32, 3)
 
 
+def predict_wan(transformer: WanTransformer3DModel, noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    return transformer(noisy, timestep, TEXT["prompt_embeds"].expand(len(noisy), -1, -1), return_dict=False)[0]
+
+
+def predict_ltx(transformer: LTXVideoTransformer3DModel, noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    num_frames, height, width = noisy.shape[2:]
+    packed = transformer(
+        LTXPipeline._pack_latents(noisy),
+        TEXT["prompt_embeds"].expand(len(noisy), -1, -1),
+        timestep,
+        torch.ones(len(noisy), 6),
+        num_frames,
+        height,
+        width,
+        return_dict=False,
+    )[0]
+    return LTXPipeline._unpack_latents(packed, num_frames, height, width)
+
+
+def predict_dit(transformer: DiTTransformer2DModel, noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    classes = torch.zeros(len(noisy), dtype=torch.long)
+    predicted = transformer(noisy[:, :, 0], timestep, classes, return_dict=False)[0]
+    return predicted[:, : noisy.shape[1], None]
+
+
+@pytest.mark.parametrize(
+    ("make", "predict", "num_frames"), [(wan, predict_wan, 9), (ltx, predict_ltx, 9), (dit, predict_dit, 1)]
+)
+def test_transformers_learn_its_latents_with_the_scheduler_of_this_package(make, predict, num_frames):
+    vae, scheduler = make_vae(), FlowMatchGapScheduler()
+    transformer = make(vae).transformer.train()
+    with torch.no_grad():
+        latents = vae.encode(torch.rand(2, 3, num_frames, 32, 32) * 2 - 1).latent_dist.mode()
+    noise, timestep = torch.randn_like(latents), torch.tensor([300.0, 700.0])
+    noisy = scheduler.scale_noise(latents, timestep, noise)
+    optimizer = torch.optim.AdamW(transformer.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(30):
+        loss = (predict(transformer, noisy, timestep) - (noise - latents)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+
+
 def test_a_saved_pipeline_keeps_what_pipelines_ask_for(tmp_path):
     vae = make_vae(latents_mean=[0.5, 0.0, 0.0, 1.0], latents_std=[2.0, 1.0, 1.0, 3.0])
     pipe = wan(vae)
