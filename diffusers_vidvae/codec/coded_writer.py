@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO
 
 import numpy as np
-
-from diffusers_vidvae.files import atomic_file, check_output
 
 from .coded_container import encode_header, encode_index
 from .errors import FsvError, naming_file
@@ -20,10 +14,11 @@ from .header import FsvHeader
 from .latent_coder import GroupEncoder
 from .latents_basis import LatentsBasis
 from .window import LatentWindow
+from .window_writer import WindowWriter
 from .writer import check_window
 
 
-class CodedFsvWriter:
+class CodedFsvWriter(WindowWriter):
     """Writes coded latents window by window, in constant memory; see `FsvWriter`.
 
     Args:
@@ -40,18 +35,14 @@ class CodedFsvWriter:
     def __init__(
         self, path: str | Path | None, header: FsvHeader, basis: LatentsBasis, overwrite: bool = False
     ) -> None:
-        self.path = None if path is None else Path(path)
-        self.header, self.basis, self.overwrite = header, basis, overwrite
+        super().__init__(path, overwrite)
+        self.header, self.basis = header, basis
         if header.basis != basis.name:
             raise FsvError(f"{path}: basis: {basis.name!r} was given, the header names {header.basis!r}.")
         if header.cycle != basis.cycle:
             raise FsvError(f"{path}: cycle: {basis.cycle} was given, the header says {header.cycle}.")
-        if self.path is not None:
-            check_output(self.path, overwrite=overwrite, error=FsvError)
         self.data = b""
         self.squared_error = 0.0
-        self._stack = ExitStack()
-        self._digest = hashlib.sha256()
         self._masks: list[np.ndarray] = []
         self._group_bytes: list[int] = []
         self._group: GroupEncoder | None = None
@@ -61,21 +52,8 @@ class CodedFsvWriter:
         """Frames covered by the windows so far."""
         return sum(map(len, self._masks))
 
-    def __enter__(self) -> CodedFsvWriter:
-        self._file: BinaryIO = io.BytesIO()
-        if self.path is not None:
-            self._file = self._stack.enter_context(atomic_file(self.path, overwrite=self.overwrite, error=FsvError))
+    def _begin(self) -> None:
         self._write(encode_header(self.header))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            self._stack.__exit__(kind, error, trace)
-            return
-        with self._stack:
-            self._finish()
 
     def write_window(self, window: LatentWindow) -> None:
         """Appends the next window of the clip.
@@ -84,7 +62,7 @@ class CodedFsvWriter:
             FsvError: The window does not begin where the last one ended, has more frames than the header allows or
                 other latents than it says, its latents are not finite or too large for the step, or the disk is full.
         """
-        with naming_file(self.path or "compressed clip"):
+        with naming_file(self.name):
             check_window(self.header, window, self.num_frames)
             if len(self._masks) % self.header.windows_per_group == 0:
                 self._end_group()
@@ -117,7 +95,3 @@ class CodedFsvWriter:
         self.header = replace(self.header, num_frames=self.num_frames, sha256=checksum.hex())
         if isinstance(self._file, io.BytesIO):
             self.data = self._file.getvalue()
-
-    def _write(self, data: bytes) -> None:
-        self._digest.update(data)
-        self._file.write(data)

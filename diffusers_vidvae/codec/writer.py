@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-from contextlib import ExitStack
 from dataclasses import replace
-from io import FileIO
 from pathlib import Path
-from types import TracebackType
 
 import torch
 from torch import Tensor
-
-from diffusers_vidvae.files import atomic_file, check_output
 
 from .container import encode_prologue, gaps_dtype, prologue_size, stored_tensors
 from .errors import FsvError, naming_file
 from .header import FsvHeader
 from .quantization import quantize
 from .window import LatentWindow
+from .window_writer import WindowWriter
 
 
-class FsvWriter:
+class FsvWriter(WindowWriter):
     """Writes a compressed video window by window, in constant memory.
 
     The file appears, complete and synced to disk, when the `with` block ends without an error. Until then it is a
@@ -46,12 +41,8 @@ class FsvWriter:
     """
 
     def __init__(self, path: str | Path, header: FsvHeader, overwrite: bool = False) -> None:
-        self.path = Path(path)
+        super().__init__(path, overwrite)
         self.header = header
-        self.overwrite = overwrite
-        check_output(self.path, overwrite=overwrite, error=FsvError)
-        self._stack = ExitStack()
-        self._digest = hashlib.sha256()
         # Bytes rather than tensors: small tensors that stay alive between large ones that do not fragment the memory.
         self._scales, self._gaps = bytearray(), bytearray()
         self._window_frames: list[int] = []
@@ -67,23 +58,10 @@ class FsvWriter:
         """Frames kept by the windows so far."""
         return sum(self._window_kept)
 
-    def __enter__(self) -> FsvWriter:
-        self._file: FileIO = self._stack.enter_context(
-            atomic_file(self.path, overwrite=self.overwrite, error=FsvError)
-        )
+    def _begin(self) -> None:
         self._prologue_size = prologue_size(self.header)
         # The prologue names numbers known only at the end, so its place is kept free.
         self._file.seek(self._prologue_size)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            self._stack.__exit__(kind, error, trace)
-            return
-        with self._stack:
-            self._finish()
 
     def write_window(self, window: LatentWindow) -> None:
         """Appends the next window of the clip.
@@ -92,7 +70,7 @@ class FsvWriter:
             FsvError: The window does not begin where the last one ended, has more frames than the header allows or
                 other latents than it says, its latents are not finite, or the disk is full.
         """
-        with naming_file(self.path):
+        with naming_file(self.name):
             check_window(self.header, window, self.num_frames)
             quantized = quantize(window.latents, self.header.quantization)
         self._write(_tensor_bytes(quantized.codes))
@@ -103,7 +81,7 @@ class FsvWriter:
         self._window_kept.append(window.num_kept)
 
     def _finish(self) -> None:
-        with naming_file(self.path):
+        with naming_file(self.name):
             if self.num_frames != (self.header.num_frames or self.num_frames) or not self._window_frames:
                 raise FsvError(
                     f"num_frames: {self.num_frames} frames were written of {self.header.num_frames or 'any'}."
@@ -118,10 +96,6 @@ class FsvWriter:
         self.header = replace(header, sha256=self._digest.hexdigest())
         self._file.seek(0)
         self._file.write(encode_prologue(self.header, tensors, self._prologue_size))
-
-    def _write(self, data: bytearray | memoryview) -> None:
-        self._digest.update(data)
-        self._file.write(data)
 
 
 def _tensor_bytes(tensor: Tensor) -> memoryview:

@@ -267,3 +267,15 @@ def test_latents_that_cannot_be_coded_leave_no_file(tmp_path, value, step, messa
     with pytest.raises(FsvError, match=message):
         write(tmp_path / "clip.fsv", windows, make_basis(), step=step)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_is_full_at_once_leaves_nothing(tmp_path):
+    resource = pytest.importorskip("resource", reason="limits on file sizes are POSIX")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, limits[1]))
+    try:
+        with pytest.raises(FsvError, match="clip.fsv: not enough disk space"):
+            CodedFsvWriter(tmp_path / "clip.fsv", coded_header(make_basis()), make_basis()).__enter__()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []

@@ -33,6 +33,7 @@ from diffusers_vidvae.models.autoencoder_kl_3d import DERIVED_ENTRIES
 
 
 SIZE = {"height": 32, "width": 32}
+ONE_LAYER = {"num_attention_heads": 2, "num_layers": 1}
 TEXT = {"prompt_embeds": torch.randn(1, 6, 16), "guidance_scale": 1.0}
 
 
@@ -59,23 +60,20 @@ def make_text_encoder() -> dict:
     }
 
 
+def channels_of(vae: AutoencoderKL3D) -> dict[str, int]:
+    """Of a transformer that generates the autoencoder's latents."""
+    return {"in_channels": vae.config.latent_channels, "out_channels": vae.config.latent_channels}
+
+
 def wan_transformer(in_channels: int, out_channels: int) -> WanTransformer3DModel:
+    sizes = {"text_dim": 16, "freq_dim": 16, "ffn_dim": 32, "rope_max_seq_len": 32}
     return WanTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=in_channels,
-        out_channels=out_channels,
-        text_dim=16,
-        freq_dim=16,
-        ffn_dim=32,
-        num_layers=1,
-        rope_max_seq_len=32,
+        in_channels=in_channels, out_channels=out_channels, attention_head_dim=12, **sizes, **ONE_LAYER
     )
 
 
 def wan(vae: AutoencoderKL3D, scheduler=FlowMatchEulerDiscreteScheduler) -> WanPipeline:
-    channels = vae.config.latent_channels
-    return WanPipeline(None, None, vae, scheduler(), wan_transformer(channels, channels))
+    return WanPipeline(None, None, vae, scheduler(), wan_transformer(**channels_of(vae)))
 
 
 def wan_image_to_video(vae: AutoencoderKL3D, **options) -> WanImageToVideoPipeline:
@@ -88,58 +86,28 @@ def wan_image_to_video(vae: AutoencoderKL3D, **options) -> WanImageToVideoPipeli
 
 
 def wan_video_to_video(vae: AutoencoderKL3D) -> WanVideoToVideoPipeline:
-    channels = vae.config.latent_channels
     scheduler = FlowMatchEulerDiscreteScheduler()
-    return WanVideoToVideoPipeline(None, None, wan_transformer(channels, channels), vae, scheduler)
+    return WanVideoToVideoPipeline(None, None, wan_transformer(**channels_of(vae)), vae, scheduler)
 
 
 def ltx(vae: AutoencoderKL3D) -> LTXPipeline:
-    channels = vae.config.latent_channels
-    transformer = LTXVideoTransformer3DModel(
-        in_channels=channels,
-        out_channels=channels,
-        num_attention_heads=2,
-        attention_head_dim=8,
-        cross_attention_dim=16,
-        num_layers=1,
-        caption_channels=16,
-    )
+    sizes = {"attention_head_dim": 8, "cross_attention_dim": 16, "caption_channels": 16}
+    transformer = LTXVideoTransformer3DModel(**channels_of(vae), **sizes, **ONE_LAYER)
     text = make_text_encoder()
     return LTXPipeline(FlowMatchEulerDiscreteScheduler(), vae, text["text_encoder"], text["tokenizer"], transformer)
 
 
 def hunyuan_video(vae: AutoencoderKL3D) -> HunyuanVideoPipeline:
-    channels = vae.config.latent_channels
-    transformer = HunyuanVideoTransformer3DModel(
-        in_channels=channels,
-        out_channels=channels,
-        num_attention_heads=2,
-        attention_head_dim=10,
-        num_layers=1,
-        num_single_layers=1,
-        num_refiner_layers=1,
-        text_embed_dim=16,
-        pooled_projection_dim=8,
-        rope_axes_dim=(2, 4, 4),
-    )
+    sizes = {"attention_head_dim": 10, "text_embed_dim": 16, "pooled_projection_dim": 8, "rope_axes_dim": (2, 4, 4)}
+    layers = {"num_single_layers": 1, "num_refiner_layers": 1, **ONE_LAYER}
+    transformer = HunyuanVideoTransformer3DModel(**channels_of(vae), **sizes, **layers)
     return HunyuanVideoPipeline(None, None, transformer, vae, FlowMatchEulerDiscreteScheduler(), None, None)
 
 
 def cogvideox(vae: AutoencoderKL3D) -> CogVideoXPipeline:
-    channels = vae.config.latent_channels
-    transformer = CogVideoXTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=16,
-        in_channels=channels,
-        out_channels=channels,
-        time_embed_dim=2,
-        text_embed_dim=16,
-        num_layers=1,
-        sample_width=4,
-        sample_height=4,
-        sample_frames=9,
-        max_text_seq_length=8,
-    )
+    sizes = {"attention_head_dim": 16, "time_embed_dim": 2, "text_embed_dim": 16, "max_text_seq_length": 8}
+    sample = {"sample_width": 4, "sample_height": 4, "sample_frames": 9}
+    transformer = CogVideoXTransformer3DModel(**channels_of(vae), **sizes, **sample, **ONE_LAYER)
     return CogVideoXPipeline(
         **make_text_encoder(), vae=vae, transformer=transformer, scheduler=CogVideoXDDIMScheduler()
     )
@@ -149,10 +117,8 @@ def dit(vae: AutoencoderKL3D) -> DiTPipeline:
     channels = vae.config.latent_channels
     transformer = DiTTransformer2DModel(
         sample_size=4,
-        num_layers=1,
         patch_size=2,
         attention_head_dim=8,
-        num_attention_heads=2,
         in_channels=channels,
         out_channels=2 * channels,
         attention_bias=True,
@@ -160,6 +126,7 @@ def dit(vae: AutoencoderKL3D) -> DiTPipeline:
         num_embeds_ada_norm=10,
         norm_type="ada_norm_zero",
         norm_elementwise_affine=False,
+        **ONE_LAYER,
     )
     return DiTPipeline(transformer, vae, DDIMScheduler())
 
@@ -211,19 +178,15 @@ def test_any_flow_matching_scheduler_drives_a_pipeline():
     assert len(run(wan(make_vae(), FlowMatchGapScheduler), num_frames=5, **SIZE, **TEXT)) == 5
 
 
+@pytest.mark.parametrize("given", ["video", "image"])
 @pytest.mark.parametrize("make_other", [make_vae, embedded_vae], ids=["first alone", "demo"])
-def test_video_to_video(make_other):
+def test_video_from_pixels(make_other, given):
     vae = make_other()
-    video = [Image.new("RGB", (32, 32), (20 * index, 90, 200)) for index in range(9)]
-    frames = run(wan_video_to_video(vae), video=video, strength=0.9, **SIZE, **TEXT)
-    assert len(frames) == (9 if vae.config.first_frame_alone else 12)
-
-
-@pytest.mark.parametrize("make_other", [make_vae, embedded_vae], ids=["first alone", "demo"])
-def test_image_to_video(make_other):
-    vae = make_other()
-    image = Image.new("RGB", (32, 32), (200, 90, 20))
-    frames = run(wan_image_to_video(vae), image=image, num_frames=9, **SIZE, **TEXT)
+    pictures = [Image.new("RGB", (32, 32), (20 * index, 90, 200)) for index in range(9)]
+    if given == "video":
+        frames = run(wan_video_to_video(vae), video=pictures, strength=0.9, **SIZE, **TEXT)
+    else:
+        frames = run(wan_image_to_video(vae), image=pictures[0], num_frames=9, **SIZE, **TEXT)
     assert len(frames) == (9 if vae.config.first_frame_alone else 12)
 
 
