@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 
-DEFAULT_QUALITY = 25.0
+DEFAULT_QUALITY = 20.0
 
 # Where dropping frames pays on real films with the embedded model: shares of the frames to keep, and the qualities
 # between which each is best, from dear to cheap.
-RATES_AND_QUALITIES = ((1.0, 100.0, 42.0), (0.5, 52.0, 18.0), (0.25, 24.0, 12.0), (0.125, 18.0, 0.0))
+RATES_AND_QUALITIES = ((1.0, 100.0, 18.0), (0.5, 20.0, 9.0), (0.25, 15.5, 0.5), (0.125, 4.0, 0.0))
 
 _QUALITY_STEP = 0.25
 

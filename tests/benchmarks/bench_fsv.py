@@ -2,6 +2,7 @@
 
 python tests/benchmarks/bench_fsv.py --clips a.mp4 b.mp4      # rate and distortion; --model FOLDER for others
 python tests/benchmarks/bench_fsv.py --clips a.mp4 --crop 64  # a square of 64 pixels from the middle
+python tests/benchmarks/bench_fsv.py --clips a.mp4 --picture curves.png
 python tests/benchmarks/bench_fsv.py --speed                  # the entropy coder at 1280x720, a quarter kept
 python tests/benchmarks/bench_fsv.py                          # raw files: Gaussian latents of the published shape
 python tests/benchmarks/bench_fsv.py clip.fsv                 # and how a real clip's latents take each quantization
@@ -43,6 +44,7 @@ from diffusers_vidvae.codec import (  # noqa: E402
 )
 from diffusers_vidvae.codec.entropy_coder import FrameDecoder, FrameEncoder  # noqa: E402
 from diffusers_vidvae.media import VideoReader  # noqa: E402
+from diffusers_vidvae.pipelines.compression_budget import DEFAULT_QUALITY  # noqa: E402
 
 
 CHANNELS, SIDE, CLIP_FRAMES, KEPT = 96, 16, 32, 6
@@ -54,11 +56,15 @@ def main() -> None:
     parser.add_argument("--clips", nargs="+", type=Path, help="videos to measure rate and distortion on")
     parser.add_argument("--crop", type=int, help="side of the square to cut from the middle")
     parser.add_argument("--frames", type=int, default=64, help="frames of every clip")
+    parser.add_argument("--picture", type=Path, help="draw the curves into this file")
     parser.add_argument("--model", help="folder of a model; the demo model by default")
     parser.add_argument("--speed", action="store_true", help="time the entropy coder")
     arguments = parser.parse_args()
     if arguments.clips:
-        show_rate_and_distortion(arguments.clips, arguments.crop, arguments.frames, arguments.model)
+        curves = measure_curves(arguments.clips, arguments.crop, arguments.frames, arguments.model)
+        show_rate_and_distortion(curves)
+        if arguments.picture:
+            draw(curves, arguments.picture)
         return
     if arguments.speed:
         show_speed()
@@ -143,41 +149,71 @@ def windows(num_frames: int) -> Iterator[LatentWindow]:
 
 
 CRFS = {"libx264": (24, 30, 36, 42, 48), "libx265": (24, 30, 36, 42, 48), "libsvtav1": (30, 40, 48, 56, 63)}
-QUALITIES = (10, 25, 40, 50, 65, 80)
+QUALITIES = (8, DEFAULT_QUALITY, 35, 55, 80)
+RATES_AND_QUALITIES = ((0.5, 18), (0.25, 14), (0.25, 4))
 IMAGE_QUALITIES = {"JPEG": (5, 15, 30, 60), "WEBP": (1, 10, 30, 60)}
 
+Curves = dict[str, list[tuple[float, float]]]
 
-def show_rate_and_distortion(paths: list[Path], crop: int | None, num_frames: int, model: str | None) -> None:
-    """Mean bits per pixel and PSNR over the clips, and the BD-rate of every codec against x264."""
+
+def measure_curves(paths: list[Path], crop: int | None, num_frames: int, model: str | None) -> Curves:
+    """Bits per pixel and PSNR of every codec and setting, means over the clips."""
     pipeline = VideoCompressionPipeline.from_pretrained(model or demo_model())
     pipeline.set_progress_bar_config(disable=True)
-    curves: dict[str, dict[Any, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+    points: dict[str, dict[Any, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+    times: list[tuple[float, float]] = []
     for path in paths:
         clip = read_clip(path, crop, num_frames)
         for kind in ("int8", "int4"):
-            curves[f"version 1, {kind}"][kind].append(fsv_point(pipeline, clip, quantize=kind))
+            points["version 1"][kind].append(fsv_point(pipeline, clip, times, quantize=kind))
         for quality in QUALITIES:
-            curves["version 2"][quality].append(fsv_point(pipeline, clip, quality=quality))
-        for rate, quality in ((0.5, 38), (0.25, 36), (0.25, 26), (0.125, 26)):
-            point = fsv_point(pipeline, clip, quality=quality, rate=rate)
-            curves["version 2, frames dropped"][rate, quality].append(point)
+            points["version 2"][quality].append(fsv_point(pipeline, clip, times, quality=quality))
+        for rate, quality in RATES_AND_QUALITIES:
+            point = fsv_point(pipeline, clip, times, quality=quality, rate=rate)
+            points["version 2, frames dropped"][rate, quality].append(point)
         for codec, crfs in CRFS.items():
             for crf in crfs:
-                curves[codec][crf].append(video_point(clip, codec, crf))
+                points[codec][crf].append(video_point(clip, codec, crf))
         for format, qualities in IMAGE_QUALITIES.items():
             for quality in qualities:
-                curves[format][quality].append(image_point(clip, format, quality))
-    means = {
-        name: [tuple(np.mean(points, axis=0)) for points in settings.values()] for name, settings in curves.items()
+                points[format][quality].append(image_point(clip, format, quality))
+    compressing, decompressing = 1000 * np.median(times, axis=0)
+    print(f"model and coder: {compressing:.0f} ms of CPU to compress a megapixel, {decompressing:.0f} to decompress")
+    return {
+        name: sorted(tuple(np.mean(measured, axis=0).tolist()) for measured in settings.values())
+        for name, settings in points.items()
     }
-    for name, points in means.items():
-        print(f"{name}: " + ", ".join(f"{bpp:.4f} bpp {psnr:.2f} dB" for bpp, psnr in sorted(points)))
-    for name, points in means.items():
+
+
+def show_rate_and_distortion(curves: Curves) -> None:
+    """Prints every point, and the BD-rate of every codec against x264."""
+    for name, points in curves.items():
+        print(f"{name}: " + ", ".join(f"{bpp:.4f} bpp {psnr:.2f} dB" for bpp, psnr in points))
+    for name, points in curves.items():
         if len(points) > 2 and name != "libx264":
-            change = bd_rate(means["libx264"], points)
+            change = bd_rate(curves["libx264"], points)
             print(
                 f"BD-rate of {name} against libx264: " + ("no common PSNR" if change is None else f"{change:+.0f} %")
             )
+
+
+def draw(curves: Curves, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 3.8), dpi=100)
+    for name, points in curves.items():
+        style = "o-" if name.startswith("version") else ".:"
+        axes.plot(*zip(*points, strict=True), style, label=name.replace("version", ".fsv, version"), markersize=4)
+    axes.set_xscale("log")
+    axes.set(xlabel="bits per pixel", ylabel="PSNR, dB")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
+    figure.tight_layout()
+    figure.savefig(path)
+    pyplot.close(figure)
 
 
 def read_clip(path: Path, crop: int | None, num_frames: int) -> np.ndarray:
@@ -192,9 +228,15 @@ def psnr_of(clip: np.ndarray, decoded: np.ndarray) -> float:
     return float(10 * np.log10(255**2 / np.square(clip.astype(np.float64) - decoded).mean()))
 
 
-def fsv_point(pipeline: VideoCompressionPipeline, clip: np.ndarray, **options: Any) -> tuple[float, float]:
+def fsv_point(
+    pipeline: VideoCompressionPipeline, clip: np.ndarray, times: list[tuple[float, float]], **options: Any
+) -> tuple[float, float]:
+    """Bits per pixel and PSNR; adds the seconds of CPU for each megapixel to `times`."""
+    megapixels, start = clip[..., 0].size / 1e6, time.process_time()
     compressed = pipeline.compress(clip, **options)
+    middle = time.process_time()
     decoded = np.concatenate(list(pipeline.decompress_frames(compressed)))
+    times.append(((middle - start) / megapixels, (time.process_time() - middle) / megapixels))
     return compressed.bits_per_pixel, psnr_of(clip, decoded)
 
 

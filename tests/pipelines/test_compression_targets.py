@@ -66,7 +66,7 @@ def test_quality_is_monotone_in_bytes_and_fidelity(pipeline, clip):
     assert sizes == sorted(sizes) and fidelities == sorted(fidelities)
     raw = pipeline.compress(clip, quantize="fp32")
     assert fidelities[-1] > psnr(pipeline, raw, clip) - 0.1
-    assert sizes[1] < raw.num_bytes / 20
+    assert sizes[2] < raw.num_bytes / 20
 
 
 def test_a_coded_clip_is_the_same_in_memory_and_on_disk(pipeline, clip, tmp_path):
@@ -86,15 +86,15 @@ def test_a_target_size_is_met_and_used(pipeline, clip, options):
 
 
 def test_a_target_of_bits_per_pixel_is_met(pipeline, clip, tmp_path):
-    video = pipeline.compress(clip, target_bpp=0.06, output=tmp_path / "clip.fsv")
-    assert video.bits_per_pixel <= 0.06 and (tmp_path / "clip.fsv").stat().st_size == video.num_bytes
+    video = pipeline.compress(clip, target_bpp=0.05, output=tmp_path / "clip.fsv")
+    assert video.bits_per_pixel <= 0.05 and (tmp_path / "clip.fsv").stat().st_size == video.num_bytes
 
 
 def test_a_target_psnr_is_reached_with_fewer_bytes_than_the_best(pipeline, clip):
     best = pipeline.compress(clip, quality=100)
     target = psnr(pipeline, best, clip) - 1
     video = pipeline.compress(clip, target_psnr=target)
-    assert target - 0.05 <= psnr(pipeline, video, clip) <= target + 1
+    assert target - 0.05 <= psnr(pipeline, video, clip) <= target + 0.5
     assert video.num_bytes < best.num_bytes / 3
 
 
