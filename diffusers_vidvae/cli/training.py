@@ -116,7 +116,7 @@ def encode_dataset(
     shard_size: Annotated[int, typer.Option(help="Clips in a file.")] = 512,
     batch_size: Annotated[int, typer.Option(help="Clips encoded at once.")] = 8,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode ahead, for each that encodes.")] = 0,
-    latent_type: Annotated[str, typer.Option(help="fp16, bf16, fp32 or int8.")] = "fp16",
+    latent_type: Annotated[str, typer.Option(help="fp16, bf16, fp32, int8 or coded:QUALITY.")] = "fp16",
     max_damaged: Annotated[float, typer.Option(min=0, max=1, help="Share of clips that may be unreadable.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Seed of the choice of clips and crops.")] = 0,
     device: Device = None,

@@ -22,9 +22,12 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from diffusers_vidvae.autoencoders import open_autoencoder
+from diffusers_vidvae.autoencoders.latents_basis import axes_cycle
+from diffusers_vidvae.codec import LatentsBasis
 from diffusers_vidvae.files import write_file
 from diffusers_vidvae.fingerprints import model_fingerprint
 
+from .coded_latents import coded_quality
 from .config import check_range
 from .data import repeat_last_frame
 from .latent_shards import INDEX_FILE, LATENT_TYPES, ClipSource, channel_statistics, read_json, write_shard
@@ -77,7 +80,8 @@ def encode_dataset(
         batch_size: Clips encoded at once.
         accelerator: Splits the shards over its processes.
         num_workers: Loading processes of each of them, which decode ahead; 0 decodes and encodes in turn.
-        latent_type: `"fp16"`, `"bf16"`, `"fp32"` or `"int8"`.
+        latent_type: `"fp16"`, `"bf16"`, `"fp32"`, `"int8"`, or `"coded:QUALITY"` with a quality from 0 to 100 for the
+            coder of `.fsv` files; `"coded"` has quality 50. Coded clips have one deviation for each channel.
         max_damaged: Share of the clips that may be damaged.
 
     Raises:
@@ -129,6 +133,7 @@ class _Encoder:
     def __init__(self, vae: ModelMixin, latent_type: str):
         self.model = open_autoencoder(vae)
         self.latent_type = latent_type
+        self.basis, self.cycle = LatentsBasis.from_config(vae.config), axes_cycle(vae)
 
     def encode_shards(
         self,
@@ -167,7 +172,7 @@ class _Encoder:
                     encoded.append(self._encode(real) | {"captions": [clip.get("caption", "") for clip in real]})
             num_damaged += len(damaged)
             _check_damaged(num_damaged, total, max_damaged, damaged)
-            write_shard(output_dir / name, encoded, damaged, self.latent_type)
+            write_shard(output_dir / name, encoded, damaged, self.latent_type, self.basis, self.cycle)
         return waited
 
     def _encode(self, clips: list[dict[str, Any]]) -> dict[str, Any]:
@@ -204,8 +209,10 @@ def _check_counts(num_clips: int, shard_size: int, batch_size: int, num_workers:
             f" {batch_size}."
         )
     check_range("num_workers", num_workers, 0)
-    if latent_type not in LATENT_TYPES:
-        raise ValueError(f"`latent_type` must be one of {', '.join(LATENT_TYPES)}, got {latent_type!r}.")
+    if latent_type not in LATENT_TYPES and coded_quality(latent_type) is None:
+        raise ValueError(
+            f"`latent_type` must be one of {', '.join(LATENT_TYPES)}, coded or coded:QUALITY, got {latent_type!r}."
+        )
 
 
 def _shards(num_clips: int, shard_size: int) -> dict[str, range]:

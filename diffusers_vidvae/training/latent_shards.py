@@ -4,8 +4,9 @@ A shard is a safetensors file with a row for every clip: the posterior's `mean` 
 height, width)`, in float16, bfloat16 or float32; the number of real frames, `num_frames`; of models that select
 frames the `keep_probs`, `(clips, frames)`; and captions, if there are some. Of type int8, `mean` and `std` are uint8
 codes with `mean_scales` and `std_scales`, `(clips, channels, 2)`, so that `value = offset + scale * code`, as in a
-`.fsv` file. Posterior noise and the choice of frames are drawn anew whenever a clip is visited. `index.json`
-describes the set.
+`.fsv` file. Of type coded, `coded` holds the bytes that the coder of `.fsv` files makes of each clip's mean, and `std`
+one value for every clip and channel. Posterior noise and the choice of frames are drawn anew whenever a clip is
+visited. `index.json` describes the set.
 """
 
 from __future__ import annotations
@@ -23,15 +24,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.utils.data import Dataset, Sampler
 
+from diffusers_vidvae.codec import AxesCycle, LatentsBasis
 from diffusers_vidvae.codec.quantization import quantize
 from diffusers_vidvae.files import atomic_path
 from diffusers_vidvae.fingerprints import model_fingerprint
 
+from .coded_latents import code_clips, coded_quality, decode_clip
 from .draws import BucketSampler, DrawSampler, ShuffledOrder
 
 
 INDEX_FILE = "index.json"
 
+# Beside these there are "coded" and "coded:QUALITY".
 LATENT_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "int8": torch.uint8}
 
 
@@ -46,18 +50,35 @@ class ClipSource(Protocol):
 # Writing
 
 
-def write_shard(path: Path, batches: list[dict[str, Any]], damaged: list[dict[str, Any]], latent_type: str) -> None:
-    """Writes encoded batches as one file, whole or not at all; a shard of damaged clips alone has no tensors."""
+def write_shard(
+    path: Path,
+    batches: list[dict[str, Any]],
+    damaged: list[dict[str, Any]],
+    latent_type: str,
+    basis: LatentsBasis | None = None,
+    cycle: AxesCycle | None = None,
+) -> None:
+    """Writes encoded batches as one file, whole or not at all; a shard of damaged clips alone has no tensors.
+
+    Coded latents take the axes of the model's `basis`, or its channels as they are with the turns of `cycle`.
+    """
     tensors: dict[str, torch.Tensor] = {}
+    quality = coded_quality(latent_type)
+    about: dict[str, Any] = {"clip_frames": batches[0]["clip_frames"] if batches else 0, "damaged": damaged}
     beside = ("captions", "clip_frames")
     for name in [name for name in (batches[0] if batches else {}) if name not in beside]:
         values = torch.cat([batch[name].cpu() for batch in batches])
-        tensors |= _stored(name, values, latent_type) if name in ("mean", "std") else {name: values}
+        if quality is not None and name == "mean":
+            coded, about["coding"] = code_clips(values, quality, basis, cycle)
+            tensors |= coded
+        elif quality is not None and name == "std":
+            tensors[name] = values.float().mean(dim=(2, 3, 4), keepdim=True)
+        else:
+            tensors |= _stored(name, values, latent_type) if name in ("mean", "std") else {name: values}
     if "keep_probs" in tensors:
         tensors["keep_probs"] = tensors["keep_probs"].float()
     captions = [caption for batch in batches for caption in batch["captions"]]
     tensors |= pack_captions(captions) if any(captions) else {}
-    about = {"clip_frames": batches[0]["clip_frames"] if batches else 0, "damaged": damaged}
     contiguous = {name: values.contiguous() for name, values in tensors.items()}
     with atomic_path(path) as temporary:
         # One entry, since safetensors writes several in any order.
@@ -131,10 +152,23 @@ def _num_clips(shard: Any) -> int:
 
 def _latents(shard: Any, name: str, rows: slice | int = slice(None)) -> torch.Tensor:
     names = set(shard.keys())
+    if "coded" in names:
+        return _coded_latents(shard, name, rows)
     if name not in names:  # latents that are points
         return torch.zeros_like(_latents(shard, "mean", rows))
     scales = shard.get_slice(f"{name}_scales")[rows] if f"{name}_scales" in names else None
     return _restored(shard.get_slice(name)[rows], scales)
+
+
+def _coded_latents(shard: Any, name: str, rows: slice | int) -> torch.Tensor:
+    coding = json.loads(shard.metadata()["about"])["coding"]
+    if name == "std" and "std" in shard.keys():  # noqa: SIM118
+        std = shard.get_slice("std")[rows]
+        return std.expand(*std.shape[:-4], *coding["shape"])
+    if isinstance(rows, int):
+        return torch.zeros(coding["shape"]) if name == "std" else decode_clip(shard, rows, coding)
+    clips = [_coded_latents(shard, name, row) for row in range(_num_clips(shard))[rows]]
+    return torch.stack(clips)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 
-from diffusers_vidvae import AutoencoderKL3D, FrameSelectVAE, GapDiTPipeline
+from diffusers_vidvae import AutoencoderKL3D, FrameSelectVAE, GapDiTPipeline, demo_model
 from diffusers_vidvae.media import VideoWriter
 from diffusers_vidvae.training import train_gap_dit
 from diffusers_vidvae.training.config import DataConfig, load_config
@@ -217,6 +217,40 @@ def test_latents_come_back_in_every_type(vae, tmp_path, latent_type):
     for name, values in (("mean", posterior.mean[0]), ("std", posterior.std[0])):
         span = values.amax(dim=(1, 2, 3), keepdim=True) - values.amin(dim=(1, 2, 3), keepdim=True)
         assert ((clip[name] - values).abs() <= step * torch.maximum(span, values.abs()) + 1e-6).all()
+
+
+@pytest.mark.parametrize("embedded", [True, False], ids=["basis", "channels"])
+def test_coded_latents_come_back_in_a_fraction_of_the_bytes(tmp_path, embedded):
+    torch.manual_seed(0)
+    turns = {"latent_channels": 8, "cycle_channels": 4, "cycle_length": 2, "fill": "interpolate"}
+    model = FrameSelectVAE(**(TINY_VAE | turns)).eval()
+    data = clips()
+    if embedded:
+        model, data = FrameSelectVAE.from_pretrained(demo_model(), subfolder="vae"), clips(sample_size=64)
+    sizes, errors = [], []
+    for latent_type in ("fp16", "coded:90", "coded", "coded:20"):
+        folder = encode_dataset(model, data, tmp_path / latent_type, 3, latent_type=latent_type).folder
+        dataset = LatentDataset(folder, vae=model)
+        found = [dataset.clip(index) for index in (2, 0, 1)]
+        with torch.no_grad():
+            posteriors = [model.encode(data[index]["sample"][None]).latent_dist for index in (2, 0, 1)]
+        means = [clip["mean"] - posterior.mean[0] for clip, posterior in zip(found, posteriors, strict=True)]
+        assert found[0]["std"].shape == found[0]["mean"].shape == posteriors[0].mean[0].shape
+        torch.testing.assert_close(found[0]["std"].mean(), posteriors[0].std.mean(), rtol=1e-2, atol=1e-4)
+        errors.append(float(torch.stack(means).square().mean().sqrt() / posteriors[0].mean.std()))
+        sizes.append(sum(path.stat().st_size for path in folder.glob("*.safetensors")))
+        assert json.loads((folder / INDEX_FILE).read_text())["latent_type"] == latent_type
+    assert sizes == sorted(sizes, reverse=True) and errors == sorted(errors)
+    assert errors[1] < 0.03
+    if embedded:
+        assert sizes[2] < sizes[0] / 7
+
+
+@pytest.mark.parametrize("latent_type", ["coded:101", "coded:", "coded:fine", "int3"])
+def test_latent_types_that_do_not_exist_are_refused(vae, tmp_path, latent_type):
+    with pytest.raises(ValueError, match=r"must be (from 0 to 100|one of fp16, .*coded:QUALITY), got"):
+        encode_dataset(vae, clips(), tmp_path / "latents", 3, latent_type=latent_type)
+    assert not (tmp_path / "latents").exists()
 
 
 def test_loading_ahead_changes_no_byte(vae, videos, tmp_path):
