@@ -42,7 +42,7 @@ from .lora_loading import GapDiTLoraLoaderMixin, lora_weight
 from .output_videos import join_windows, stack_videos
 from .pipeline_output import GapDiTPipelineOutput
 from .text_prompts import TextEmbeddings, count_prompts, embed_texts
-from .video_lengths import position_rows, resolve_frame_indices, resolve_lengths
+from .video_lengths import plan_positions, position_rows, resolve_frame_indices, resolve_lengths
 
 
 if is_torch_xla_available():
@@ -819,7 +819,8 @@ class GapDiTPipeline(DiffusionPipeline, GapDiTLoraLoaderMixin):
 
         # 4. Latent frames to their places, and from there to frames
         fixed_positions = None if given is None else given.positions
-        plan = FlowMatchGapScheduler.gaps_to_positions(gaps, frame_mask, lengths, tail, fixed_positions)
+        step = self.transformer.config.frame_step
+        plan = plan_positions(step, gaps, frame_mask, lengths, tail, fixed_positions)
         latents = latents[:, : self.transformer.config.in_channels]
         if output_type == "latent":
             frames = latents

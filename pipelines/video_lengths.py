@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from diffusers_vidvae.schedulers.scheduling_flow_match_gap import FlowMatchGapScheduler, GapPlan
+
 
 DEFAULT_LATENT_FRAMES = 8
 
@@ -71,6 +73,38 @@ def resolve_lengths(
         raise ValueError(f"Arguments disagree about the number of videos: {known}.")
     batch_size = next(iter(known.values()), 1)
     return _per_video(num_latent_frames, batch_size), _per_video(num_frames, batch_size)
+
+
+def plan_positions(
+    step: int,
+    gaps: torch.Tensor,
+    frame_mask: torch.Tensor,
+    lengths: list[int | None],
+    tail: torch.Tensor | None,
+    fixed_positions: torch.Tensor | None,
+) -> GapPlan:
+    r"""Places of latent frames: multiples of `step` where all are free and there is room, and else any.
+
+    For the other arguments see `FlowMatchGapScheduler.gaps_to_positions`.
+    """
+    counts = frame_mask.sum(dim=1).tolist()
+    has_room = all(
+        length is None or count <= _steps(length, step) for length, count in zip(lengths, counts, strict=True)
+    )
+    if step == 1 or fixed_positions is not None or not has_room:
+        return FlowMatchGapScheduler.gaps_to_positions(gaps, frame_mask, lengths, tail, fixed_positions)
+    asked = [None if length is None else _steps(length, step) for length in lengths]
+    plan = FlowMatchGapScheduler.gaps_to_positions(
+        gaps / step, frame_mask, asked, None if tail is None else tail / step
+    )
+    made = ((plan.num_frames - 1) * step + 1).tolist()
+    num_frames = [length or own for length, own in zip(lengths, made, strict=True)]
+    return GapPlan(plan.gaps * step, plan.positions * step, plan.num_frames.new_tensor(num_frames))
+
+
+def _steps(length: int, step: int) -> int:
+    """Multiples of `step` among the frames of a video."""
+    return (length - 1) // step + 1
 
 
 def _count_positions(

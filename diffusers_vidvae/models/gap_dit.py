@@ -192,6 +192,7 @@ class GapDiT(
             for a model without text.
         condition_on_gaps: Whether the model can be told gaps that are known.
         shared_noise: Part of the noise's variance that the latent frames of a clip have in common, see `share_noise`.
+        frame_step: Latent frames of the training data lie at multiples of so many frames, and so do generated ones.
         latents_mean: Per-channel mean, over the training data, of latents that the autoencoder has normalised; for a
             model of other data than the autoencoder's statistics are of.
         latents_std: Per-channel standard deviation, likewise.
@@ -241,6 +242,7 @@ class GapDiT(
         text_dim: int | None = None,
         condition_on_gaps: bool = False,
         shared_noise: float = 0.0,
+        frame_step: int = 1,
         latents_mean: list[float] | None = None,
         latents_std: list[float] | None = None,
     ):
@@ -253,6 +255,8 @@ class GapDiT(
             raise ValueError(f"`gap_log_std` must be positive, got {gap_log_std}.")
         if not 0 <= shared_noise < 1:
             raise ValueError(f"`shared_noise` must be in [0, 1), got {shared_noise}.")
+        if frame_step < 1:
+            raise ValueError(f"`frame_step` must be at least 1, got {frame_step}.")
         for name, values in (("latents_mean", latents_mean), ("latents_std", latents_std)):
             if values is not None and len(values) != in_channels:
                 raise ValueError(f"`{name}` must have a number for each of the {in_channels} channels, got {values}.")

@@ -164,6 +164,7 @@ class GapDiTObjective(Objective):
         super().__init__()
         self.model = model
         self.config = config
+        model.register_to_config(frame_step=config.latents.frame_step)
         if config.loss.shared_noise is not None:
             model.register_to_config(shared_noise=config.loss.shared_noise)
         self.frozen = [vae]

@@ -1,6 +1,6 @@
 """How well a generator follows its prompts: clips of one shape on a plain background, scored by looking at them.
 
-    python tests/benchmarks/bench_generation.py [--model FOLDER] [--samples 200] [--steps 50] [--guidance 4.0]
+    python tests/benchmarks/bench_generation.py [--model FOLDER] [--samples 200] [--steps 30] [--guidance 4.0]
         [--sheet samples.png]
 
 Prompts are captions of procedural clips of a seed of their own. The same score is taken of those clips themselves,
@@ -251,7 +251,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=demo_model(), help="folder of a GapDiTPipeline")
     parser.add_argument("--samples", type=int, default=200)
-    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--sheet", type=Path, help="image file to write clips of twelve prompts to")
     options = parser.parse_args()

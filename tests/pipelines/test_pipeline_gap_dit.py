@@ -222,6 +222,18 @@ def test_noise_has_unit_variance_and_what_the_transformer_wants_in_common():
         GapDiT(in_channels=2, hidden_size=8, num_layers=1, shared_noise=1.0)
 
 
+def test_latent_frames_lie_on_the_transformers_step_where_there_is_room():
+    pipe = make_pipeline("flow")
+    pipe.transformer.register_to_config(frame_step=3)
+    options = {"num_inference_steps": 1, "output_type": "latent", "generator": seeded(0)[0]}
+    assert pipe(4, 11, **options).positions.tolist() == [[0, 3, 6, 9]]
+    free = pipe(4, **options)
+    assert (free.positions % 3 == 0).all() and free.num_frames.item() % 3 == 1
+    crowded = pipe(4, 6, **options)
+    assert crowded.positions[0, -1] <= 5 and crowded.num_frames.tolist() == [6]
+    assert pipe(4, 11, positions=[0, 1, 4, 5], **options).positions.tolist() == [[0, 1, 4, 5]]
+
+
 def test_as_many_latent_frames_as_the_transformer_takes_by_default():
     pipe = make_pipeline("flow")
     pipe.transformer.register_to_config(max_num_frames=3)

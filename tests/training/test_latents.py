@@ -138,6 +138,7 @@ def test_batches_of_one_count_of_frames_a_step_apart_in_channels_scaled_by_pixel
     assert set(counts) == {1, 2} and early.count(1) > 30 > counts.count(1)
 
     model = GapDiTPipeline.from_pretrained(train_gap_dit.main(path)).transformer
+    assert model.config.frame_step == 2
     gains = torch.stack([train_gap_dit.squared_gains(vae, packed) for packed in late]).mean(dim=0).sqrt()
     shown = gains * torch.tensor(model.config.latents_std)
     torch.testing.assert_close(shown, shown.mean().expand(4), rtol=0.2, atol=0)
