@@ -103,6 +103,8 @@ def compress(
     of_input = f"{100 * share:.0f} % of {input}'s {console.size_text(report['input_bytes'])}"
     title = f"{output}: {console.size_text(report['num_bytes'])}, {of_input}"
     console.print_result(report, json, title, summary(report))
+    if share > 1 and not json:
+        console.note("It is larger than the input; --rate 0.25, a lower --quality or --target-size make it smaller.")
 
 
 def parse_target(text: str) -> int:
