@@ -112,7 +112,7 @@ def reconstruct(
         "height": result.height,
         "metrics": result.metrics,
     }
-    fields = {"model": f"{report['model']} ({report['class']})", "clip": console.clip_text(report)}
+    fields: dict[str, Any] = {"model": f"{report['model']} ({report['class']})", "clip": console.clip_text(report)}
     fields |= {"original": result.original_output}
     fields |= {name: figure_text(name, result.metrics) for name in ("psnr", "ssim", "temporal_psnr")}
     console.print_result(report, json, str(result.output), fields)
