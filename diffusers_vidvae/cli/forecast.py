@@ -104,8 +104,10 @@ def introduce(path: Path) -> None:
     if not console.stderr.is_terminal or media_kind(path) == "image":
         return
     info = VideoReader(path).info
-    frames = "" if info.num_frames is None else f"{info.num_frames} frames, "
-    console.note(f"{path}: {frames}{info.width}x{info.height}, {float(info.fps):.5g} fps")
+    if info.num_frames is None:
+        console.note(f"{path}: {info.width}x{info.height}, {float(info.fps):.5g} fps")
+    else:
+        console.note(f"{path}: {console.clip_text(vars(info))}")
 
 
 @contextmanager
