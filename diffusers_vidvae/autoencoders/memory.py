@@ -18,7 +18,7 @@ FRAME_WISE_CHUNK = 16
 _MAPS_ALIVE = 6
 _USUAL_WIDTH = 128
 _SHARE = 0.5
-_CPU_BATCH_BYTES = 2**30
+_CPU_BATCH_BYTES = 2**27
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ def to_frames(pixels: torch.Tensor) -> NDArray[np.uint8]:
         raise ValueError(f"expected a floating (B, C, T, H, W) or (C, T, H, W) tensor, got {describe(pixels)}.")
     if pixels.isnan().any():
         raise ValueError(f"the pixels hold NaN: {int(pixels.isnan().sum())} of {pixels.numel()} values.")
-    levels = ((pixels.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    # In place, since clips are large.
+    levels = pixels.detach().float().clamp(-1, 1).add_(1).mul_(127.5).round_().to(torch.uint8)
     return levels.movedim(-4, -1).cpu().numpy()
 
 

@@ -90,7 +90,8 @@ class ClipMetrics:
             if self._previous is not None:
                 self._measure_change(*(torch.cat(two, 1) for two in zip(self._previous, pair, strict=True)))
             self._measure_steps(*pair)
-            self._previous = pair
+            # Copied, so that one frame does not hold on to all.
+            self._previous = pair[0].clone(), pair[1].clone()
 
     def compute(self) -> dict[str, float | int | None]:
         """The clip's figures; for a batch, the mean over its clips.

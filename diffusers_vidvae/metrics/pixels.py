@@ -26,7 +26,7 @@ def as_frames(video: Tensor | np.ndarray) -> Tensor:
     if video.is_floating_point() and not torch.isfinite(video).all():
         raise ValueError(f"{int((~torch.isfinite(video)).sum())} of {video.numel()} pixel values are not finite.")
     if video.is_floating_point() and video.dim() == 5:
-        frames = video.detach().float().transpose(1, 2).clamp(-1, 1) / 2 + 0.5
+        frames = video.detach().float().transpose(1, 2).clamp(-1, 1).div_(2).add_(0.5)
     elif video.dtype == torch.uint8 and video.dim() in (4, 5):
         frames = video.reshape(-1, *video.shape[-4:]).movedim(-1, 2).float() / 255
     else:
