@@ -17,6 +17,7 @@ EXAMPLES = {
     "stats": "vidvae stats clip.mp4",
     "index": "vidvae index clip.mp4 --output clips.jsonl",
     "encode-dataset": "vidvae encode-dataset clip.mp4 --output latents --num-clips 4",
+    "export": "vidvae export --output exported --format torch --part decoder",
     "train": "vidvae train frame-select-vae --config frame_select_vae_cpu.yaml run.max_steps=5",
     "convert": "vidvae convert vae_pytorch.pt --output model",
     "push": "vidvae push model owner/name",

@@ -49,6 +49,15 @@ Model = Annotated[
         show_default=False,
     ),
 ]
+ModelArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL",
+        help="Folder, Hub id, or original checkpoint (here, or `hf://owner/name/file`)."
+        " Default: the demo model in the package.",
+        show_default=False,
+    ),
+]
 Models = Annotated[
     list[str] | None,
     typer.Option(

@@ -61,7 +61,7 @@ class Commands(typer.Typer):
 
 def _has_model(command: Callable[..., Any]) -> bool:
     parameter = inspect.signature(command).parameters.get("model")
-    return parameter is not None and parameter.annotation in ("Model", "Models")
+    return parameter is not None and parameter.annotation in ("Model", "ModelArgument", "Models")
 
 
 def _with_source(command: Callable[..., Any]) -> Callable[..., Any]:

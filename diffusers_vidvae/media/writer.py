@@ -81,6 +81,8 @@ class VideoWriter:
 
     Example:
 
+        >>> from diffusers_vidvae.media import VideoReader, VideoWriter
+
         >>> reader = VideoReader("in.mp4")
         >>> with VideoWriter("out.mp4", reader.info.fps, audio_from="in.mp4") as writer:
         ...     for chunk in reader.iter_chunks(32):

@@ -90,6 +90,9 @@ def causal_pad(
 
     continues = isinstance(state, torch.Tensor)
     padding = num_past if continues or num_repeats is None else num_repeats
+    if torch.compiler.is_exporting() and state is None:
+        # Writes into parts of a tensor become long chains of operators in exported graphs, which choose layouts anew.
+        return torch.cat([hidden_states[:, :, :1].expand(-1, -1, padding, -1, -1), hidden_states], dim=2), None
     # Filled in place, since neither `torch.cat` of expanded frames nor `F.pad` keeps the layout on every backend.
     padded = torch.empty(
         (batch_size, channels, padding + num_frames, height, width),

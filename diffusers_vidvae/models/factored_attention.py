@@ -106,14 +106,18 @@ class FactoredAttnProcessor:
         query = apply_rotary(attn.norm_q(query), rotary_emb)  # (sequences, length, heads, head_dim)
         key = apply_rotary(attn.norm_k(key), rotary_emb)
 
+        heads = [(query, key, value)]
+        # Exported graphs run on CPUs and other runtimes, and do not know how many heads there will be.
+        if not torch.compiler.is_exporting():
+            heads = list(zip(*(states.split(MAX_HEADS, dim=2) for states in heads[0]), strict=True))
         parts = [
             dispatch_attention_fn(
-                *heads,
+                *some_heads,
                 attn_mask=attention_mask,
                 backend=self._attention_backend,
                 parallel_config=None if attn.over_frames else self._parallel_config,
             )
-            for heads in zip(*(states.split(MAX_HEADS, dim=2) for states in (query, key, value)), strict=True)
+            for some_heads in heads
         ]
         states = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
         states = attn.join_heads(states.to(query.dtype), hidden_states)  # (B, T, N, heads * head_dim)

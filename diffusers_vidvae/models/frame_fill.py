@@ -2,7 +2,10 @@ r"""What the latents of a clip carry from frame to frame, and what stands for th
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 
@@ -62,7 +65,7 @@ class ChannelCycle(nn.Module):
             constant, cycled = latents.split([self.constant_channels, self.channels], dim=1)
             latents = torch.cat([constant, cycled.repeat(1, self.length, 1, 1, 1)], dim=1)
             groups = torch.arange(self.length, device=latents.device).repeat_interleave(self.channels)
-            always = torch.ones(self.constant_channels, len(turns), dtype=torch.bool, device=latents.device)
+            always = torch.ones(self.constant_channels, latents.shape[2], dtype=torch.bool, device=latents.device)
             known = known & torch.cat([always, groups[:, None] == turns])
         return torch.where(known[..., None, None], latents, 0), known
 
@@ -149,8 +152,11 @@ class InterpolatedFill(nn.Module):
         """Blend and change of latents `(B, C, T, h, w)` that are known where `(B, T)` says; nearness `(B, 2, T)`."""
         num_frames = known.shape[1]
         time = torch.arange(num_frames, device=known.device)
-        before = torch.where(known, time, -1).cummax(dim=1).values  # (B, T)
-        after = torch.where(known, time, num_frames).flip(1).cummin(dim=1).values.flip(1)
+        # The last known frame up to each, and the first from it on; ONNX has no running maximum.
+        is_earlier = known[:, None] & (time <= time[:, None])  # (B, T, T)
+        before = torch.where(is_earlier, time, -1).amax(dim=2)  # (B, T)
+        is_later = known[:, None] & (time >= time[:, None])
+        after = torch.where(is_later, time, num_frames).amin(dim=2)
         nearness = torch.stack([(before >= 0) / (1 + time - before), (after < num_frames) / (1 + after - time)], dim=1)
         before, after = torch.where(before < 0, after, before), torch.where(after == num_frames, before, after)
         weight = (time - before) / (after - before).clamp(min=1)
@@ -181,6 +187,9 @@ class WienerFill(nn.Module):
 
     # Of a channel's variance: what every latent lacks in precision, and what keeps the equations well-posed.
     noise = 1e-3
+
+    # Exported graphs may lack LAPACK, see `solve_by_elimination`.
+    solve: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = staticmethod(torch.linalg.solve)
 
     def __init__(self, cycle: ChannelCycle, num_frames: int):
         super().__init__()
@@ -213,7 +222,7 @@ class WienerFill(nn.Module):
         observed = shown @ filter_matrix.mT * known[:, :, None]  # known values with each other
         # Equations of what is not known read x = 0.
         system = observed + torch.diag_embed(1 - known + self.noise)
-        estimator = torch.linalg.solve(system, shown).mT
+        estimator = self.solve(system, shown).mT
         return estimator, 1 - (estimator * shown.mT).sum(dim=-1)
 
 
@@ -229,3 +238,25 @@ def make_fill(fill: str, cycle: ChannelCycle, num_frames: int) -> FillToken | In
     if fill == "token":
         return FillToken(cycle.latent_channels)
     return InterpolatedFill(cycle) if fill == "interpolate" else WienerFill(cycle, num_frames)
+
+
+def solve_by_elimination(system: torch.Tensor, right: torch.Tensor, size: int) -> torch.Tensor:
+    r"""Solves linear equations as `torch.linalg.solve` does, of operators alone that every runtime of graphs has.
+
+    Gauss-Jordan elimination in float64 and without pivots, which positive definite systems do not need.
+
+    Args:
+        system: `(..., n, n)`, positive definite.
+        right: `(..., n, m)`.
+        size: At least n; the number of steps, which graphs have to know.
+    """
+    num_rows = system.shape[-1]
+    num_added = size - num_rows
+    added = torch.arange(size, device=system.device) >= num_rows
+    padded = F.pad(system.double(), (0, num_added, 0, num_added)) + torch.diag(added.double())
+    rows = torch.cat([padded, F.pad(right.double(), (0, 0, 0, num_added))], dim=-1)
+    identity = torch.eye(size, dtype=rows.dtype, device=rows.device)
+    for step in range(size):
+        pivot = rows[..., step : step + 1, :] / rows[..., step : step + 1, step : step + 1]
+        rows = rows - (rows[..., step : step + 1] - identity[:, step : step + 1]) * pivot
+    return rows[..., :num_rows, size:].to(right.dtype)
