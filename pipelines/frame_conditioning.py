@@ -34,8 +34,8 @@ class GivenFrames(NamedTuple):
 def fill_frame(frame: torch.Tensor, height: int, width: int) -> torch.Tensor:
     r"""Scales pixels `(1, C, H, W)` until they cover `height` x `width`, and cuts that out of their middle."""
     scale = max(height / frame.shape[2], width / frame.shape[3])
-    size = [max(round(side * scale), least) for side, least in zip(frame.shape[2:], (height, width), strict=True)]
-    frame = resize(frame[:, :, None], *size)[:, :, 0]
+    covering = max(round(frame.shape[2] * scale), height), max(round(frame.shape[3] * scale), width)
+    frame = resize(frame[:, :, None], covering[0], covering[1])[:, :, 0]
     top, left = (frame.shape[2] - height) // 2, (frame.shape[3] - width) // 2
     return frame[:, :, top : top + height, left : left + width]
 

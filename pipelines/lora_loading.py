@@ -36,7 +36,7 @@ class GapDiTLoraLoaderMixin(LoraBaseMixin):
         weight_name: str | None = None,
         return_lora_metadata: bool = False,
         **hub_options: Any,
-    ) -> dict[str, torch.Tensor] | tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
+    ) -> Any:
         r"""Reads LoRA weights.
 
         Args:
@@ -45,6 +45,9 @@ class GapDiTLoraLoaderMixin(LoraBaseMixin):
             return_lora_metadata: Whether to return the adapters' configurations, too.
             hub_options: `cache_dir`, `force_download`, `proxies`, `local_files_only`, `token`, `revision` and
                 `subfolder`, as `from_pretrained` takes them.
+
+        Returns:
+            Weights by name, or these and the configurations, or None for these where the file has none.
 
         Raises:
             ValueError: An option is unknown, or a weight is not one of a LoRA of the transformer or text encoder.
@@ -93,7 +96,7 @@ class GapDiTLoraLoaderMixin(LoraBaseMixin):
         state_dict, metadata = self.lora_state_dict(
             pretrained_model_name_or_path_or_dict, return_lora_metadata=True, **kwargs
         )
-        options = {
+        options: dict[str, Any] = {
             "adapter_name": adapter_name,
             "_pipeline": self,
             "low_cpu_mem_usage": low_cpu_mem_usage,
@@ -179,11 +182,11 @@ class GapDiTLoraLoaderMixin(LoraBaseMixin):
         Raises:
             ValueError: There are no weights.
         """
-        found = {
+        given = {
             cls.transformer_name: (transformer_lora_layers, transformer_lora_adapter_metadata),
             cls.text_encoder_name: (text_encoder_lora_layers, text_encoder_lora_adapter_metadata),
         }
-        found = {name: parts for name, parts in found.items() if parts[0]}
+        found = {name: parts for name, parts in given.items() if parts[0]}
         if not found:
             raise ValueError("Give `transformer_lora_layers` or `text_encoder_lora_layers`.")
         cls._save_lora_weights(
@@ -222,7 +225,7 @@ def lora_weight(model: torch.nn.Module, scale: float | None) -> Iterator[None]:
         yield
         return
     # Remembered, since diffusers' way back from 0 forgets the weights that `set_adapters` gave.
-    layers = [layer for layer in model.modules() if isinstance(getattr(layer, "scaling", None), dict)]
+    layers: list[Any] = [layer for layer in model.modules() if isinstance(getattr(layer, "scaling", None), dict)]
     scalings = [dict(layer.scaling) for layer in layers]
     scale_lora_layers(model, scale)
     try:

@@ -429,7 +429,7 @@ class VideoReconstructionPipeline(DiffusionPipeline):
                 tally.add(piece)
                 progress_bar.update(piece.original.shape[2])
         self.maybe_free_model_hooks()
-        size = {"height": source.height, "width": source.width, "fps": source.fps}
+        size: dict[str, Any] = {"height": source.height, "width": source.width, "fps": source.fps}
         return ReconstructedFile(*paths, **size, **tally.result())
 
     def _open_source(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -47,7 +48,9 @@ class AxesCycle:
     def groups(self) -> list[np.ndarray]:
         """Axes that every frame shows, and then those of every group."""
         constant = self.channels - self.shared
-        turns = np.arange(constant, self.num_axes).reshape(self.length, -1) if self.shared else []
+        turns: Iterable[np.ndarray] = ()
+        if self.shared:
+            turns = np.arange(constant, self.num_axes).reshape(self.length, -1)
         return [np.arange(constant), *turns]
 
     def shown(self, frame: int) -> np.ndarray | slice:

@@ -79,9 +79,8 @@ class CodedFsvReader(FsvFile):
         self.latent_bytes, self.index_bytes = int(groups.sum()), index_bytes
         self.header = replace(header, num_frames=int(self.selections.frames.sum()), sha256=self._checksum)
         if self.header.channel_statistics:
-            self.basis = LatentsBasis.of_channels(
-                *zip(*self.header.channel_statistics, strict=True), self.header.cycle
-            )
+            mean, deviations = zip(*self.header.channel_statistics, strict=True)
+            self.basis = LatentsBasis.of_channels(mean, deviations, self.header.cycle)
 
     def _check_checksum(self, file: BinaryIO) -> None:
         file.seek(0)

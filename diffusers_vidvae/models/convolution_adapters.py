@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from diffusers.loaders import PeftAdapterMixin
 from torch import nn
@@ -12,7 +13,7 @@ from torch import nn
 @contextmanager
 def pointwise_in_2d(model: nn.Module) -> Iterator[None]:
     r"""Shows 1x1x1 convolutions and their LoRAs as 1x1 ones, since PEFT (0.21) fails to multiply out the former."""
-    layers = [
+    layers: list[Any] = [
         module
         for module in model.modules()
         if hasattr(module, "lora_A") and getattr(module.base_layer, "kernel_size", None) == (1, 1, 1)
