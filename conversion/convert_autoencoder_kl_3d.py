@@ -130,6 +130,7 @@ def _read_config(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     shortcuts = {shape[-1] for key, shape in shapes.items() if key.endswith("shortcut.conv.weight")}
     encoder_layers = tuple(count(rf"encoder\.down_blocks\.{level}\.resnets\.(\d+)\.") for level in levels)
     decoder_layers = tuple(count(rf"decoder\.up_blocks\.{level}\.resnets\.(\d+)\.") for level in reversed(levels))
+    linear_path = shapes.get("encoder.linear_path.projection.conv.weight")
     return {
         "in_channels": width("encoder.conv_in.conv", 1),
         "out_channels": width("decoder.conv_out.conv", 0),
@@ -142,7 +143,8 @@ def _read_config(shapes: Mapping[str, Shape]) -> dict[str, Any]:
         "temporal_downsample": (False,) + (True,) * (num_resamplers - 1),
         "shortcut_kernel_size": max(shortcuts, default=1),
         "pixel_range": (0.0, 1.0),
-        "linear_path": "encoder.linear_path.conv.weight" in shapes,
+        "linear_path": linear_path is not None,
+        "linear_path_context": linear_path[-1] // 2 if linear_path else 0,
     }
 
 

@@ -118,6 +118,8 @@ class AutoencoderKL3D(
             have `k + 1` latent frames, as Wan, LTX and HunyuanVideo count them.
         linear_path: Whether latents and pixels are also linear in each other, block by block, beside the convolutions,
             see `set_linear_path`.
+        linear_path_context: How many blocks to each side the linear path sees, so that blocks may overlap (H. Malvar
+            and D. Staelin, "The LOT: transform coding without blocking effects", 1989).
     """
 
     _supports_gradient_checkpointing = True
@@ -148,6 +150,7 @@ class AutoencoderKL3D(
         latents_std: list[float] | None = None,
         first_frame_alone: bool = False,
         linear_path: bool = False,
+        linear_path_context: int = 0,
     ):
         super().__init__()
         self._check_config()
@@ -167,6 +170,7 @@ class AutoencoderKL3D(
             "norm": partial(make_norm, norm_type, norm_num_groups, norm_eps),
             "first_frame_alone": first_frame_alone,
             "linear_path": linear_path,
+            "linear_path_context": linear_path_context,
         }
         self.encoder = Encoder3D(in_channels, layers_per_block=encoder_layers, **shared)
         self.decoder = Decoder3D(out_channels, layers_per_block=decoder_layers, **shared)
@@ -232,6 +236,11 @@ class AutoencoderKL3D(
             )
         if config.norm_type not in ("rms", "group"):
             raise ValueError(f"`norm_type` must be one of ('rms', 'group'), got {config.norm_type!r}.")
+        if config.linear_path_context < 0 or (config.linear_path_context and not config.linear_path):
+            raise ValueError(
+                "`linear_path_context` must be at least 0, and 0 without `linear_path`, got"
+                f" {config.linear_path_context}."
+            )
         if config.shortcut_kernel_size not in (1, 3):
             raise ValueError(f"`shortcut_kernel_size` must be 1 or 3, got {config.shortcut_kernel_size}.")
         for name in ("latents_mean", "latents_std"):
@@ -250,13 +259,13 @@ class AutoencoderKL3D(
             reach += 2 * num_layers
             if index < num_resamplers:
                 reach = math.ceil((reach + 1) / 2)
-        self.encoder_reach = reach + mid_reach + 1
+        self.encoder_reach = max(reach + mid_reach + 1, self.config.linear_path_context)
         reach = 1 + mid_reach
         for index, num_layers in reversed(list(enumerate(decoder_layers))):
             reach += 2 * num_layers
             if index < num_resamplers:
                 reach = 2 * reach + 1
-        self.decoder_reach = reach + 1
+        self.decoder_reach = max(reach + 1, self.config.linear_path_context * self.spatial_compression_ratio)
 
     # Settings: none changes a result by more than float rounding, except tiles that overlap too little.
 
@@ -601,21 +610,20 @@ class AutoencoderKL3D(
         """
         if self.encoder.linear_path is None or self.decoder.linear_path is None:
             raise ValueError("Only a model with `linear_path=True` has a linear path to set.")
-        into, out = self.encoder.linear_path.conv, self.decoder.linear_path.conv
+        block_shape = (self.config.in_channels, *self.encoder.linear_path.block_size)
         scales = components.new_ones(len(components)) if scales is None else scales
-        shapes = {"components": (components, into.weight.shape), "mean": (mean, (self.config.in_channels,))}
-        shapes["scales"] = (scales, (self.config.latent_channels,))
+        shapes = {"components": (components, (self.config.latent_channels, *block_shape))}
+        shapes |= {"mean": (mean, block_shape[:1]), "scales": (scales, (self.config.latent_channels,))}
         for name, (values, shape) in shapes.items():
             if values.shape != shape:
                 raise ValueError(f"`{name}` must have shape {tuple(shape)}, got {tuple(values.shape)}.")
         low, high = self.config.pixel_range
         contrast = (high - low) / 2
-        analysis = components / (contrast * scales[:, None, None, None, None])
-        mean = (mean + 1) * contrast + low
-        into.weight.copy_(analysis)
-        into.get_parameter("bias").copy_(-torch.einsum("kcthw,c->k", analysis, mean))
-        out.weight.copy_(components * (contrast * scales[:, None, None, None, None]))
-        out.get_parameter("bias").copy_(mean)
+        mean = ((mean + 1) * contrast + low).repeat_interleave(math.prod(block_shape[1:]))
+        analysis = components.flatten(1) / (contrast * scales[:, None])  # (latent_channels, C * 4 * 8 * 8)
+        synthesis = components.flatten(1) * (contrast * scales[:, None])
+        self.encoder.linear_path.projection.set_centre(analysis, -analysis @ mean)
+        self.decoder.linear_path.projection.set_centre(synthesis.T, mean)
         for parameter in self.encoder.conv_out.conv.parameters():
             parameter[: self.config.latent_channels] = 0
         for parameter in self.decoder.conv_out.conv.parameters():

@@ -6,6 +6,7 @@ a clip in pieces gives the result of the whole clip. A clip starts by repeating 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
+from einops import rearrange
 from torch import nn
 
 
@@ -346,31 +348,70 @@ def join_frames(pieces: list[torch.Tensor]) -> torch.Tensor:
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
 
 
+class BlockProjection(nn.Module):
+    """Linear in blocks, each of them one position, and those around it in space; the outermost are repeated."""
+
+    def __init__(self, in_channels: int, out_channels: int, context: int):
+        super().__init__()
+        self.context = context
+        # Padded before and not by `padding_mode`, which PEFT's adapters do not copy.
+        self.conv = nn.Conv2d(in_channels, out_channels, 2 * context + 1)
+
+    def forward(self, blocks: torch.Tensor) -> torch.Tensor:
+        frames = blocks.transpose(1, 2).flatten(0, 1)  # (B T, C, h, w)
+        frames = self.conv(F.pad(frames, (self.context,) * 4, mode="replicate") if self.context else frames)
+        return frames.unflatten(0, (-1, blocks.shape[2])).transpose(1, 2)
+
+    @torch.no_grad()
+    def set_centre(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        """Makes every block depend on its own position only, by a weight `(out_channels, in_channels)`."""
+        nn.init.zeros_(self.conv.weight)
+        self.conv.weight[:, :, self.context, self.context] = weight
+        self.conv.get_parameter("bias").copy_(bias)
+
+
 class BlockEncoder(nn.Module):
-    """Linear projection of blocks of pixels, each of them as long, high and wide as a latent."""
+    """Latents that are linear in blocks of pixels, each as long, high and wide as a latent, and in those around."""
 
     def __init__(
-        self, in_channels: int, latent_channels: int, block_size: tuple[int, int, int], first_frame_alone: bool
+        self,
+        in_channels: int,
+        latent_channels: int,
+        block_size: tuple[int, int, int],
+        first_frame_alone: bool,
+        context: int,
     ):
         super().__init__()
-        self.num_repeats = block_size[0] - 1 if first_frame_alone else 0
-        self.conv = TimeConv3d(in_channels, latent_channels, block_size, block_size)
+        self.block_size = block_size
+        self.first_frame_alone = first_frame_alone
+        self.projection = BlockProjection(in_channels * math.prod(block_size), latent_channels, context)
 
     def forward(self, pixels: torch.Tensor, at_start: bool) -> torch.Tensor:
-        if at_start and pixels.shape[2] > 1 and self.num_repeats:
-            pixels = torch.cat([pixels[:, :, :1].expand(-1, -1, self.num_repeats, -1, -1), pixels], dim=2)
-        return self.conv(pixels)
+        length, height, width = self.block_size
+        if pixels.shape[2] == 1 or (at_start and self.first_frame_alone):
+            pixels = torch.cat([pixels[:, :, :1].expand(-1, -1, length - 1, -1, -1), pixels], dim=2)
+        blocks = rearrange(pixels, "b c (t l) (h p) (w q) -> b (c l p q) t h w", l=length, p=height, q=width)
+        return self.projection(blocks)
 
 
 class BlockDecoder(nn.Module):
-    """Blocks of pixels that are linear in one latent each, the counterpart of `BlockEncoder`."""
+    """Blocks of pixels that are linear in a latent and those around it, the counterpart of `BlockEncoder`."""
 
     def __init__(
-        self, latent_channels: int, out_channels: int, block_size: tuple[int, int, int], first_frame_alone: bool
+        self,
+        latent_channels: int,
+        out_channels: int,
+        block_size: tuple[int, int, int],
+        first_frame_alone: bool,
+        context: int,
     ):
         super().__init__()
-        self.num_repeats = block_size[0] - 1 if first_frame_alone else 0
-        self.conv = nn.ConvTranspose3d(latent_channels, out_channels, block_size, block_size)
+        self.block_size = block_size
+        self.num_missing = block_size[0] - 1 if first_frame_alone else 0
+        self.projection = BlockProjection(latent_channels, out_channels * math.prod(block_size), context)
 
     def forward(self, latents: torch.Tensor, at_start: bool) -> torch.Tensor:
-        return self.conv(latents)[:, :, self.num_repeats if at_start else 0 :]
+        length, height, width = self.block_size
+        blocks = self.projection(latents)
+        pixels = rearrange(blocks, "b (c l p q) t h w -> b c (t l) (h p) (w q)", l=length, p=height, q=width)
+        return pixels[:, :, self.num_missing if at_start else 0 :]

@@ -46,6 +46,7 @@ class Encoder3D(CheckpointingModule):
         norm: Callable[[int], nn.Module],
         first_frame_alone: bool,
         linear_path: bool,
+        linear_path_context: int,
     ):
         super().__init__()
         widths = block_out_channels
@@ -62,8 +63,8 @@ class Encoder3D(CheckpointingModule):
         self.conv_out = CausalConv3d(widths[-1], 2 * latent_channels, norm=norm(widths[-1]))
         self.linear_path = None
         if linear_path:
-            block_size = compression_ratios(temporal_downsample)
-            self.linear_path = BlockEncoder(in_channels, latent_channels, block_size, first_frame_alone)
+            layout = compression_ratios(temporal_downsample), first_frame_alone, linear_path_context
+            self.linear_path = BlockEncoder(in_channels, latent_channels, *layout)
 
     def forward(
         self, hidden_states: torch.Tensor, state: State = None, full_resolution_frames: int | None = None
@@ -119,6 +120,7 @@ class Decoder3D(CheckpointingModule):
         norm: Callable[[int], nn.Module],
         first_frame_alone: bool,
         linear_path: bool,
+        linear_path_context: int,
     ):
         super().__init__()
         widths = block_out_channels
@@ -133,8 +135,8 @@ class Decoder3D(CheckpointingModule):
         self.conv_out = CausalConv3d(widths[0], out_channels, norm=norm(widths[0]))
         self.linear_path = None
         if linear_path:
-            block_size = compression_ratios(temporal_downsample)
-            self.linear_path = BlockDecoder(latent_channels, out_channels, block_size, first_frame_alone)
+            layout = compression_ratios(temporal_downsample), first_frame_alone, linear_path_context
+            self.linear_path = BlockDecoder(latent_channels, out_channels, *layout)
 
     def forward(
         self, hidden_states: torch.Tensor, state: State = None, full_resolution_frames: int | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from diffusers_vidvae.assets import demo_model
 
+from .checkpoint import checkpoint_folders
 from .config import RunConfig, check_model_arguments
 
 
@@ -42,6 +44,11 @@ def starting_model(model_class: type[Model], run: RunConfig, arguments: Mapping[
     if run.trained_parts:
         freeze_all_but(model, run.trained_parts)
     return model
+
+
+def starts_as_linear_codec(run: RunConfig) -> bool:
+    """Whether the weights of a linear codec are to be found; a run that is resumed has them in its checkpoints."""
+    return run.init == "pca" and not checkpoint_folders(Path(run.output_dir))
 
 
 def freeze_all_but(model: ModelMixin, parts: Sequence[str]) -> None:

@@ -53,7 +53,8 @@ from .losses import (
     mae_loss,
     mse_loss,
 )
-from .pretrained import starting_model
+from .overlapping_blocks import overlap_blocks
+from .pretrained import starting_model, starts_as_linear_codec
 from .trainer import Batch, Objective, Trainer, make_accelerator
 
 
@@ -64,6 +65,7 @@ class LossConfig(LatentTermsConfig):
     Args:
         mae_weight: Of the mean absolute error; the mean squared error has weight 1.
         perceptual_weight: Of VGG features; above 0 needs torchvision.
+        image_weight: Of the mean squared error of every clip's first frame as an image, which runs as 2D convolutions.
         kl_weight: Of the KL divergence.
         adversarial_weight: Of the discriminator's verdict; 0 trains without a discriminator.
         adversarial_start: Share of the training after which the discriminator is listened to. It learns before.
@@ -72,6 +74,7 @@ class LossConfig(LatentTermsConfig):
 
     mae_weight: float = 0.05
     perceptual_weight: float = 0.0
+    image_weight: float = 0.0
     kl_weight: float = 1e-5
     adversarial_weight: float = 0.0
     adversarial_start: float = 0.5
@@ -119,6 +122,10 @@ class AutoencoderKL3DObjective(Objective):
         loss = mse + weights.mae_weight * mae_loss(decoded, target, frame_mask) + weights.kl_weight * kl
         if self.perceptual is not None:
             loss = loss + weights.perceptual_weight * self.perceptual(decoded, target, frame_mask)
+        if weights.image_weight:
+            image = sample[:, :, :1]
+            decoded_image = self._decode(self.model.encode(image).latent_dist.mode(), *image.shape[2:])
+            loss = loss + weights.image_weight * mse_loss(decoded_image, image)
         asked, asked_metrics = self.latent_terms.losses(latents, sample, frame_mask, self._decode)
         loss = loss + asked
         total = loss.mean()
@@ -185,8 +192,12 @@ def main(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     with make_accelerator(config.run).local_main_process_first():
         dataset, objective = ClipDataset(config.data, config.run.seed), AutoencoderKL3DObjective(model, config)
     layout = block_layout(model)
-    if config.run.init == "pca":
-        start_blocks_as_linear_codec(model, block_components(whole_clips(dataset, config.run.init_clips), *layout))
+    if starts_as_linear_codec(config.run):
+        clips = whole_clips(dataset, config.run.init_clips)
+        components = block_components(clips, *layout)
+        start_blocks_as_linear_codec(model, components)
+        if model.config.linear_path_context:
+            overlap_blocks(model, components, clips)
     if config.run.baseline_clips:
         file = Path(config.run.output_dir) / COMPONENTS_FILE
 

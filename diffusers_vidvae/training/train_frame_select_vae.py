@@ -55,7 +55,7 @@ from .losses import (
     policy_gradient_loss,
 )
 from .optimization import scale_input_gradient
-from .pretrained import starting_model
+from .pretrained import starting_model, starts_as_linear_codec
 from .trainer import Batch, Objective, Trainer, make_accelerator
 
 
@@ -320,7 +320,7 @@ def main(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     # One process of a machine probes the files, the others read what it found.
     with make_accelerator(config.run).local_main_process_first():
         dataset, objective = ClipDataset(config.data, config.run.seed), FrameSelectObjective(model, config)
-    if config.run.init == "pca":
+    if starts_as_linear_codec(config.run):
         start_as_linear_codec(model, whole_clips(dataset, config.run.init_clips))
     if config.run.baseline_clips:
         file, patch_size = Path(config.run.output_dir) / COMPONENTS_FILE, model.config.patch_size

@@ -22,7 +22,8 @@ from diffusers_vidvae.models.tiling import tile_spans
 assert_equal = partial(torch.testing.assert_close, rtol=0, atol=1e-5)
 
 
-OPTIONS = [{}, {"first_frame_alone": True}, {"linear_path": True}, {"first_frame_alone": True, "linear_path": True}]
+LAPPED = {"linear_path": True, "linear_path_context": 1}
+OPTIONS = [{}, {"first_frame_alone": True}, {"linear_path": True}, {"first_frame_alone": True, **LAPPED}]
 
 
 @pytest.fixture

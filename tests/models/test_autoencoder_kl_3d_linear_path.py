@@ -29,10 +29,10 @@ def codec() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("pixel_range", [(0.0, 1.0), (-1.0, 1.0)])
-@pytest.mark.parametrize("scaled", [False, True])
-def test_the_linear_path_starts_as_the_codec_of_the_components(codec, pixel_range, scaled):
+@pytest.mark.parametrize(("scaled", "context"), [(False, 0), (True, 0), (True, 1)])
+def test_the_linear_path_starts_as_the_codec_of_the_components(codec, pixel_range, scaled, context):
     components, mean, scales = codec
-    vae = AutoencoderKL3D(**TINY, linear_path=True, pixel_range=pixel_range).eval()
+    vae = AutoencoderKL3D(**TINY, linear_path=True, linear_path_context=context, pixel_range=pixel_range).eval()
     vae.set_linear_path(components, mean, scales if scaled else None)
     x = clip()
     basis = components.flatten(1)
@@ -71,3 +71,8 @@ def test_only_a_model_with_a_linear_path_and_fitting_shapes_is_set(codec):
         vae.set_linear_path(components[:5], mean)
     with pytest.raises(ValueError, match=r"`scales` must have shape \(6,\), got \(5,\)"):
         vae.set_linear_path(components, mean, scales[:5])
+
+
+def test_context_needs_a_linear_path():
+    with pytest.raises(ValueError, match="0 without `linear_path`, got 1"):
+        AutoencoderKL3D(**TINY, linear_path_context=1)
