@@ -116,7 +116,8 @@ class RunConfig:
         resume: Whether to continue from the newest checkpoint in `output_dir` if there is one. Without it, a folder
             that holds checkpoints is refused.
         seed: Seed of every random number: weights, data, noise, masks.
-        max_steps: Optimiser steps of the whole training; the end of the learning-rate schedule.
+        max_steps: Optimiser steps of the whole training; the end of the learning-rate schedule. With 0 the model is
+            what `init` makes it.
         max_minutes: Minutes of the whole training over all its runs, in the place of `max_steps`. Progress, and with
             it the learning rate and the phases of a recipe, then follows the clock.
         batch_size: Clips of one process in one forward pass.

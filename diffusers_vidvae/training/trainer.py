@@ -122,7 +122,7 @@ class Trainer:
         if self.run.max_minutes is not None:
             return min(self.elapsed_seconds / (60 * self.run.max_minutes), 1.0)
         assert self.run.max_steps is not None
-        return min(self.step / self.run.max_steps, 1.0)
+        return 1.0 if self.step >= self.run.max_steps else self.step / self.run.max_steps
 
     def train(self) -> Path:
         """Trains to the end and returns the folder of the final model.

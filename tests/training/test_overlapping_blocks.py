@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from diffusers_vidvae import AutoencoderKL3D
+from diffusers_vidvae.training import train_autoencoder_kl_3d
 from diffusers_vidvae.training.block_codec import block_components, block_layout, start_blocks_as_linear_codec
 from diffusers_vidvae.training.data import stack_clips
 from diffusers_vidvae.training.overlapping_blocks import (
@@ -76,3 +77,17 @@ def test_models_whose_blocks_cannot_overlap_say_why(clips, change):
     components = block_components(clips, *block_layout(model))
     with pytest.raises(ValueError, match="Blocks overlap in models with"):
         overlap_blocks(model, components, clips)
+
+
+def test_a_run_without_steps_gives_the_linear_codec(write_config, tmp_path):
+    """Started again, it ends with the same."""
+    model = {**TINY_KL, **OPTIONS}
+    run = {"init": "pca", "init_clips": 40, "max_steps": 0, "validate_every": 0}
+    data = {"num_frames": 8, "sample_size": 32, "num_procedural_clips": 60}
+    file = write_config(model, run=run, data=data)
+    train_autoencoder_kl_3d.main(file)
+    first = AutoencoderKL3D.from_pretrained(tmp_path / "run" / "model")
+    assert not first.decoder.conv_out.conv.weight.any() and first.decoder.linear_path.projection.conv.weight.any()
+    train_autoencoder_kl_3d.main(file)
+    again = AutoencoderKL3D.from_pretrained(tmp_path / "run" / "model")
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
