@@ -29,7 +29,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
-from .causal_blocks import State, make_norm, split_state, starts_clip
+from .causal_blocks import BlockProjection, State, make_norm, split_state, starts_clip
 from .causal_coders import Decoder3D, Encoder3D, compression_ratios, divide_up
 from .convolution_adapters import ConvolutionAdapterMixin
 from .latent_normalization import LatentNormalizationMixin
@@ -587,6 +587,16 @@ class AutoencoderKL3D(
 
     # Latents
 
+    def linear_projections(self) -> tuple[BlockProjection, BlockProjection]:
+        r"""The projections of the linear path, from blocks of pixels to latents and back.
+
+        Raises:
+            ValueError: The model has no linear path.
+        """
+        if self.encoder.linear_path is None or self.decoder.linear_path is None:
+            raise ValueError("Only a model with `linear_path=True` has a linear path.")
+        return self.encoder.linear_path.projection, self.decoder.linear_path.projection
+
     @torch.no_grad()
     def set_linear_path(
         self, components: torch.Tensor, mean: torch.Tensor, scales: torch.Tensor | None = None
@@ -608,12 +618,13 @@ class AutoencoderKL3D(
         Raises:
             ValueError: The model has no linear path, or other shapes.
         """
-        if self.encoder.linear_path is None or self.decoder.linear_path is None:
-            raise ValueError("Only a model with `linear_path=True` has a linear path to set.")
-        block_shape = (self.config.in_channels, *self.encoder.linear_path.block_size)
+        into, out = self.linear_projections()
+        ratio = self.spatial_compression_ratio
+        block_shape = (self.config.in_channels, self.temporal_compression_ratio, ratio, ratio)
         scales = components.new_ones(len(components)) if scales is None else scales
-        shapes = {"components": (components, (self.config.latent_channels, *block_shape))}
-        shapes |= {"mean": (mean, block_shape[:1]), "scales": (scales, (self.config.latent_channels,))}
+        shapes: dict[str, tuple[torch.Tensor, tuple[int, ...]]] = {"mean": (mean, block_shape[:1])}
+        shapes |= {"components": (components, (self.config.latent_channels, *block_shape))}
+        shapes |= {"scales": (scales, (self.config.latent_channels,))}
         for name, (values, shape) in shapes.items():
             if values.shape != shape:
                 raise ValueError(f"`{name}` must have shape {tuple(shape)}, got {tuple(values.shape)}.")
@@ -622,8 +633,8 @@ class AutoencoderKL3D(
         mean = ((mean + 1) * contrast + low).repeat_interleave(math.prod(block_shape[1:]))
         analysis = components.flatten(1) / (contrast * scales[:, None])  # (latent_channels, C * 4 * 8 * 8)
         synthesis = components.flatten(1) * (contrast * scales[:, None])
-        self.encoder.linear_path.projection.set_centre(analysis, -analysis @ mean)
-        self.decoder.linear_path.projection.set_centre(synthesis.T, mean)
+        into.set_centre(analysis, -analysis @ mean)
+        out.set_centre(synthesis.T, mean)
         for parameter in self.encoder.conv_out.conv.parameters():
             parameter[: self.config.latent_channels] = 0
         for parameter in self.decoder.conv_out.conv.parameters():

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from diffusers_vidvae.models.autoencoder_kl_3d import AutoencoderKL3D
 
@@ -26,7 +27,7 @@ from .principal_components import PrincipalComponents, clip_blocks
 # Components of a block that latents may depend on, for each latent channel.
 COMPONENTS_PER_CHANNEL = 6
 # How much the error of a clip's first frame as an image counts beside the clip's.
-IMAGE_WEIGHT = 0.25
+IMAGE_WEIGHT = 0.5
 FIT_STEPS = 700
 
 
@@ -82,15 +83,13 @@ def overlap_blocks(
     analysis = fit_codec(spectrum, components.variances[: basis.shape[1]], channels, context, steps).analysis
     analysis = torch.einsum("kmyx,dm->kdyx", analysis, basis)  # (K, dim, k, k)
     bias = -torch.einsum("kdyx,d->k", analysis, components.mean)
-    into = model.encoder.linear_path.projection.conv
-    into.weight.copy_(analysis)
-    into.bias.copy_(bias)
+    set_weights(model.linear_projections()[0].conv, analysis, bias)
     fit_synthesis(model, clips)
 
 
 def fit_synthesis(model: AutoencoderKL3D, clips: Sequence[torch.Tensor]) -> None:
     r"""Fits the linear path of the decoder to that of the encoder by least squares, with latents of unit variance."""
-    into, out = model.encoder.linear_path.projection, model.decoder.linear_path.projection
+    into, out = model.linear_projections()
     context, channels = out.context, model.config.latent_channels
     side = 2 * context + 1
     gram = moment = torch.zeros(())
@@ -105,11 +104,15 @@ def fit_synthesis(model: AutoencoderKL3D, clips: Sequence[torch.Tensor]) -> None
         moment = moment + weight * (features.T @ blocks.flatten(0, 3)).double()
     solution = torch.linalg.solve(gram + 1e-6 * gram.diagonal().diag(), moment).float()  # (K k k + 1, dim)
     deviation = (squares / count).sqrt().clamp(min=MIN_DEVIATION)
-    into.conv.weight.div_(deviation[:, None, None, None])
-    into.conv.bias.div_(deviation)
+    bias = into.conv.get_parameter("bias")
+    set_weights(into.conv, into.conv.weight / deviation[:, None, None, None], bias / deviation)
     kernel = solution[:-1].T.unflatten(1, (channels, side, side))
-    out.conv.weight.copy_(kernel * deviation[:, None, None])
-    out.conv.bias.copy_(solution[-1])
+    set_weights(out.conv, kernel * deviation[:, None, None], solution[-1])
+
+
+def set_weights(layer: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor) -> None:
+    layer.weight.copy_(weight)
+    layer.get_parameter("bias").copy_(bias)
 
 
 def with_images(clips: Iterable[torch.Tensor]) -> Iterator[tuple[torch.Tensor, float]]:

@@ -28,6 +28,7 @@ for name in ("generation", "reconstruction", "compression"):
 """
 
 
+@pytest.mark.slow
 def test_every_loader_gives_the_pushed_pipeline_back(client):
     client(
         PUSH_ALL

@@ -64,7 +64,7 @@ def test_training_goes_on_from_the_codec(codec):
 
 def test_only_a_model_with_a_linear_path_and_fitting_shapes_is_set(codec):
     components, mean, scales = codec
-    with pytest.raises(ValueError, match="Only a model with `linear_path=True`"):
+    with pytest.raises(ValueError, match="Only a model with `linear_path=True` has"):
         AutoencoderKL3D(**TINY).set_linear_path(components, mean)
     vae = AutoencoderKL3D(**TINY, linear_path=True)
     with pytest.raises(ValueError, match=r"`components` must have shape \(6, 3, 4, 8, 8\), got \(5, 3, 4, 8, 8\)"):
