@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
-from einops import rearrange
 from torch import nn
 
 
@@ -390,7 +389,8 @@ class BlockEncoder(nn.Module):
         length, height, width = self.block_size
         if pixels.shape[2] == 1 or (at_start and self.first_frame_alone):
             pixels = torch.cat([pixels[:, :, :1].expand(-1, -1, length - 1, -1, -1), pixels], dim=2)
-        blocks = rearrange(pixels, "b c (t l) (h p) (w q) -> b (c l p q) t h w", l=length, p=height, q=width)
+        blocks = pixels.unflatten(4, (-1, width)).unflatten(3, (-1, height)).unflatten(2, (-1, length))
+        blocks = blocks.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)  # (B, C * length * height * width, T', h, w)
         return self.projection(blocks)
 
 
@@ -412,6 +412,6 @@ class BlockDecoder(nn.Module):
 
     def forward(self, latents: torch.Tensor, at_start: bool) -> torch.Tensor:
         length, height, width = self.block_size
-        blocks = self.projection(latents)
-        pixels = rearrange(blocks, "b (c l p q) t h w -> b c (t l) (h p) (w q)", l=length, p=height, q=width)
+        blocks = self.projection(latents).unflatten(1, (-1, length, height, width))
+        pixels = blocks.permute(0, 1, 5, 2, 6, 3, 7, 4).flatten(6, 7).flatten(4, 5).flatten(2, 3)  # (B, C, T, H, W)
         return pixels[:, :, self.num_missing if at_start else 0 :]
