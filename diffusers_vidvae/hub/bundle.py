@@ -16,6 +16,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from graphlib import TopologicalSorter
 
 
 PACKAGE = "diffusers_vidvae"
@@ -74,7 +75,8 @@ def bundle(module: str, stand_ins: Mapping[str, str] | None = None, also: Sequen
     for part in [*map(_read, also), root]:
         for statement in part.statements:
             _choose(part, statement, chosen, libraries, stand_ins)
-    texts = {name: "".join(part.text for part in _in_order(_read(name), parts)) for name, parts in chosen.items()}
+    modules = _modules_in_order(chosen, root, stand_ins)
+    texts = {name: "".join(part.text for part in _in_order(_read(name), chosen[name])) for name in modules}
     texts = _with_private_names_apart(texts, {name: _definitions(parts) for name, parts in chosen.items()})
 
     code = "".join(texts.values())
@@ -92,7 +94,7 @@ def _choose(
     libraries: dict[str, str],
     stand_ins: Mapping[str, str],
 ) -> None:
-    """Takes a statement, after everything it needs."""
+    """Takes a statement and everything it needs."""
     if any(statement is taken for taken in chosen.get(module.name, ())):
         return
     chosen.setdefault(module.name, []).append(statement)
@@ -106,8 +108,6 @@ def _choose(
             _add_library(libraries, name, module.libraries[name], module.name)
         elif (definition := module.definition(name)) is not None:
             _choose(module, definition, chosen, libraries, stand_ins)
-    # Modules come in the order in which their last statement was completed, the root last.
-    chosen[module.name] = chosen.pop(module.name)
 
 
 def _add_library(libraries: dict[str, str], name: str, line: str, module: str) -> None:
@@ -208,6 +208,18 @@ def _definitions(statements: list[_Statement]) -> set[str]:
 
 def _reads(node: ast.stmt) -> set[str]:
     return {name.id for name in ast.walk(node) if isinstance(name, ast.Name)} - set(_defined(node))
+
+
+def _modules_in_order(
+    chosen: Mapping[str, list[_Statement]], root: _Module, stand_ins: Mapping[str, str]
+) -> Sequence[str]:
+    """Every module after those that its chosen statements need, the root last."""
+    sorter = TopologicalSorter({root.name: sorted(chosen.keys() - {root.name})})
+    for name, statements in chosen.items():
+        imported = _read(name).package_names
+        reads = set().union(*(statement.reads for statement in statements)) & imported.keys() - stand_ins.keys()
+        sorter.add(name, *sorted({_resolve(*imported[read])[0].name for read in reads}))
+    return list(sorter.static_order())
 
 
 def _in_order(module: _Module, statements: list[_Statement]) -> list[_Statement]:
