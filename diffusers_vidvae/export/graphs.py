@@ -15,6 +15,7 @@ from torch import nn
 from diffusers_vidvae.models.autoencoder_kl_3d import AutoencoderKL3D
 from diffusers_vidvae.models.frame_fill import WienerFill, solve_by_elimination
 from diffusers_vidvae.models.frame_select_vae import FrameSelectVAE
+from diffusers_vidvae.models.pixel_range import from_pixel_range, to_pixel_range
 
 from .sizes import SizeRange
 
@@ -49,11 +50,11 @@ class KL3DEncoderGraph(nn.Module):
 
     def __init__(self, vae: AutoencoderKL3D):
         super().__init__()
-        self.low, self.high = vae.config.pixel_range
+        self.pixel_range = vae.config.pixel_range
         self.encoder = vae.encoder
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor]:
-        return (self.encoder((pixels + 1) * ((self.high - self.low) / 2) + self.low)[0],)
+        return (self.encoder(to_pixel_range(pixels, self.pixel_range))[0],)
 
 
 class KL3DDecoderGraph(nn.Module):
@@ -61,11 +62,11 @@ class KL3DDecoderGraph(nn.Module):
 
     def __init__(self, vae: AutoencoderKL3D):
         super().__init__()
-        self.low, self.high = vae.config.pixel_range
+        self.pixel_range = vae.config.pixel_range
         self.decoder = vae.decoder
 
     def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor]:
-        return ((self.decoder(latents)[0] - self.low) * (2 / (self.high - self.low)) - 1,)
+        return (from_pixel_range(self.decoder(latents)[0], self.pixel_range),)
 
 
 class FrameSelectEncoderGraph(nn.Module):

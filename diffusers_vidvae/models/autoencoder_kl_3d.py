@@ -34,6 +34,7 @@ from .causal_coders import Decoder3D, Encoder3D, compression_ratios, divide_up
 from .convolution_adapters import ConvolutionAdapterMixin
 from .latent_normalization import LatentNormalizationMixin
 from .padding import edge_pad
+from .pixel_range import from_pixel_range, to_pixel_range
 from .single_file import SingleFileMixin
 from .tiling import Tile, TileBlend, TileGrid
 
@@ -433,10 +434,9 @@ class AutoencoderKL3D(
     ) -> tuple[torch.Tensor, State]:
         """Encodes a tile of a few frames, padded to `num_frames` unless they are an image."""
         ratio = self.spatial_compression_ratio
-        low, high = self.config.pixel_range
         frames = tile.region(frames, ratio)
         # Mapped before the cast, which would else lose levels.
-        frames = ((frames + 1) * ((high - low) / 2) + low).to(self.encoder.conv_in.conv.weight.dtype)
+        frames = to_pixel_range(frames, self.config.pixel_range).to(self.encoder.conv_in.conv.weight.dtype)
         height, width = ((axis.stop - axis.start) * ratio for axis in (tile.rows, tile.columns))
         if state is not None or frames.shape[2] > 1:
             frames = edge_pad(frames, 2, num_frames)
@@ -552,11 +552,10 @@ class AutoencoderKL3D(
 
     def _decode_tile(self, latents: torch.Tensor, tile: Tile, state: State) -> tuple[torch.Tensor, State]:
         """Decodes a tile of a few latents; one frame stands for a still clip."""
-        low, high = self.config.pixel_range
         latents = tile.region(latents).to(self.decoder.conv_in.conv.weight.dtype)
         latents = latents.contiguous(memory_format=torch.channels_last_3d)
         sample, state = self.decoder(latents, state, self.full_resolution_frames)
-        return (sample - low) * (2 / (high - low)) - 1, state
+        return from_pixel_range(sample, self.config.pixel_range), state
 
     def forward(
         self,
@@ -630,7 +629,7 @@ class AutoencoderKL3D(
                 raise ValueError(f"`{name}` must have shape {tuple(shape)}, got {tuple(values.shape)}.")
         low, high = self.config.pixel_range
         contrast = (high - low) / 2
-        mean = ((mean + 1) * contrast + low).repeat_interleave(math.prod(block_shape[1:]))
+        mean = to_pixel_range(mean, (low, high)).repeat_interleave(math.prod(block_shape[1:]))
         analysis = components.flatten(1) / (contrast * scales[:, None])  # (latent_channels, C * 4 * 8 * 8)
         synthesis = components.flatten(1) * (contrast * scales[:, None])
         into.set_centre(analysis, -analysis @ mean)

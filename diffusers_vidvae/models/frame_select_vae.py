@@ -35,6 +35,7 @@ from .frame_selection import (
     unpack_frames,
 )
 from .latent_normalization import LatentNormalizationMixin
+from .pixel_range import from_pixel_range, to_pixel_range
 from .single_file import SingleFileMixin
 from .tiling import TileBlend, TileGrid
 
@@ -372,9 +373,8 @@ class FrameSelectVAE(
         self, sample: torch.Tensor, frame_mask: torch.Tensor | None = None, first_frame: int = 0
     ) -> tuple[torch.Tensor, torch.Tensor]:
         height, width = (side // self.config.patch_size for side in sample.shape[3:])
-        low, high = self.config.pixel_range
         # Mapped before the cast: half precision is too coarse to shift pixels in.
-        sample = ((sample + 1) * ((high - low) / 2) + low).to(self.dtype)
+        sample = to_pixel_range(sample, self.config.pixel_range).to(self.dtype)
         temporal_rotary_emb, spatial_rotary_emb = self._rotary_embeddings(
             sample.shape[2], height, width, sample.device
         )
@@ -627,9 +627,8 @@ class FrameSelectVAE(
     def _decode_tile(self, latents: torch.Tensor, frame_mask: torch.Tensor | None = None) -> torch.Tensor:
         num_frames, height, width = latents.shape[2:]
         temporal_rotary_emb, spatial_rotary_emb = self._rotary_embeddings(num_frames, height, width, latents.device)
-        low, high = self.config.pixel_range
         sample = self.decoder(latents, temporal_rotary_emb, spatial_rotary_emb, frame_mask)
-        return (sample - low) * (2 / (high - low)) - 1
+        return from_pixel_range(sample, self.config.pixel_range)
 
     # Both ways
 
