@@ -27,9 +27,11 @@ class View:
     kept: Sequence[int] = ()
 
 
-def render_page(name: str, **parts: str) -> str:
-    """A page with the style and the script that all share, and parts of HTML in its places."""
-    return Template(_asset(name)).substitute(style=_asset("page.css"), script=_asset("page.js"), **parts)
+def render_page(name: str, title: str, **parts: str) -> str:
+    """A page in the shell that all share, and parts of HTML in its places."""
+    body = Template(_asset(name)).substitute(title=title, **parts)
+    shared = {"style": _asset("page.css"), "script": _asset("page.js")}
+    return Template(_asset("shell.html")).substitute(title=title, body=body, **shared)
 
 
 def render_player(views: Sequence[View], num_frames: int, fps: float, frames: Sequence[int] | None = None) -> str:
