@@ -6,7 +6,9 @@ in the first clip of the shard, which the shard describes.
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -67,7 +69,22 @@ def code_clips(
     return {"coded": data, "coded_ends": ends}, {"basis": config, "step": step, "shape": list(clips.shape[1:])}
 
 
-def decode_clip(shard: Any, row: int, about: dict[str, Any]) -> torch.Tensor:
+class Coding(NamedTuple):
+    """What coded latents of a shard are read with: axes, step, and `(channels, frames, height, width)` of a clip."""
+
+    basis: LatentsBasis
+    step: float
+    shape: tuple[int, int, int, int]
+
+
+@lru_cache(maxsize=16)
+def read_coding(about: str) -> Coding:
+    """That of a shard, from what it says of itself, once for all clips that are read in turn."""
+    coding = json.loads(about)["coding"]
+    return Coding(_read_basis(coding["basis"]), coding["step"], tuple(coding["shape"]))
+
+
+def decode_clip(shard: Any, row: int, coding: Coding) -> torch.Tensor:
     """Latents float32 `(channels, frames, height, width)` of a clip of a shard.
 
     Raises:
@@ -75,9 +92,9 @@ def decode_clip(shard: Any, row: int, about: dict[str, Any]) -> torch.Tensor:
     """
     ends = shard.get_slice("coded_ends")
     start, stop = (int(ends[row - 1]) if row else 0), int(ends[row])
-    channels, num_frames, height, width = about["shape"]
+    channels, num_frames, height, width = coding.shape
     data = shard.get_slice("coded")[start:stop].numpy().tobytes()
-    decoder = GroupDecoder((channels, height, width), _read_basis(about["basis"]), about["step"], data, num_frames)
+    decoder = GroupDecoder((channels, height, width), coding.basis, coding.step, data, num_frames)
     return torch.from_numpy(decoder.decode(range(num_frames)))
 
 

@@ -29,7 +29,7 @@ from diffusers_vidvae.codec.quantization import quantize
 from diffusers_vidvae.files import atomic_path
 from diffusers_vidvae.fingerprints import model_fingerprint
 
-from .coded_latents import code_clips, coded_quality, decode_clip
+from .coded_latents import code_clips, coded_quality, decode_clip, read_coding
 from .draws import BucketSampler, DrawSampler, ShuffledOrder
 
 
@@ -161,12 +161,12 @@ def _latents(shard: Any, name: str, rows: slice | int = slice(None)) -> torch.Te
 
 
 def _coded_latents(shard: Any, name: str, rows: slice | int) -> torch.Tensor:
-    coding = json.loads(shard.metadata()["about"])["coding"]
+    coding = read_coding(shard.metadata()["about"])
     if name == "std" and "std" in shard.keys():  # noqa: SIM118
         std = shard.get_slice("std")[rows]
-        return std.expand(*std.shape[:-4], *coding["shape"])
+        return std.expand(*std.shape[:-4], *coding.shape)
     if isinstance(rows, int):
-        return torch.zeros(coding["shape"]) if name == "std" else decode_clip(shard, rows, coding)
+        return torch.zeros(coding.shape) if name == "std" else decode_clip(shard, rows, coding)
     clips = [_coded_latents(shard, name, row) for row in range(_num_clips(shard))[rows]]
     return torch.stack(clips)
 
