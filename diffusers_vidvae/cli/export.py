@@ -62,15 +62,13 @@ def export(
         **sizes,
         overwrite=force,
     )
-    if json:
-        console.print_json({"model": models.model_name(model), "output": output, **description})
-        return
     fields = {
         name: f"{part['file']}, {console.size_text(part['num_bytes'])}, differs by at most {part['difference']:.1g}"
         for name, part in description["parts"].items()
     }
     fields["takes"] = ", ".join(str(SizeRange(**size)) for size in description["sizes"])
-    console.print_fields(f"{output}: {description['class']}", fields)
+    report = {"model": models.model_name(model), "output": output, **description}
+    console.print_result(report, json, f"{output}: {description['class']}", fields)
 
 
 def parse_range(name: str, text: str | None) -> int | tuple[int, int] | None:
