@@ -18,9 +18,11 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from PIL import Image
 
 from diffusers_vidvae import FrameSelectVAE, GapDiT, VideoCompressionPipeline, __version__
+from diffusers_vidvae.cli import compression
 from diffusers_vidvae.cli.app import run
 from diffusers_vidvae.conversion import convert_frame_select_vae, convert_gap_dit
 from diffusers_vidvae.media import VideoReader, VideoWriter
+from diffusers_vidvae.pipelines.compression_budget import DEFAULT_QUALITY
 
 
 @pytest.fixture(scope="session")
@@ -295,6 +297,11 @@ def test_wrong_usage_exits_with_2(capsys):
 def test_debug_shows_the_traceback(clip, results, tiny_model):
     with pytest.raises(ValueError, match="`rate` must be in"):
         run(["compress", str(clip), "-o", str(results / "a.fsv"), "-m", tiny_model, "--rate", "2", "--debug"])
+
+
+def test_help_names_the_quality_that_is_the_default():
+    (option,) = compression.Quality.__metadata__
+    assert f"Default: {DEFAULT_QUALITY:g}." in option.help
 
 
 @pytest.mark.parametrize(
