@@ -3,7 +3,7 @@
 python tests/benchmarks/bench_fsv.py --clips a.mp4 b.mp4      # rate and distortion; --model FOLDER for others
 python tests/benchmarks/bench_fsv.py --clips a.mp4 --crop 64  # a square of 64 pixels from the middle
 python tests/benchmarks/bench_fsv.py --clips a.mp4 --picture curves.png
-python tests/benchmarks/bench_fsv.py --speed                  # the entropy coder at 1280x720, a quarter kept
+python tests/benchmarks/bench_fsv.py --speed                  # latents to files and back at 1280x720
 python tests/benchmarks/bench_fsv.py                          # raw files: Gaussian latents of the published shape
 python tests/benchmarks/bench_fsv.py clip.fsv                 # and how a real clip's latents take each quantization
 """
@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -32,17 +33,20 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from diffusers_vidvae import VideoCompressionPipeline, demo_model  # noqa: E402
+from diffusers_vidvae import FrameSelectVAE, VideoCompressionPipeline, demo_model  # noqa: E402
 from diffusers_vidvae.codec import (  # noqa: E402
     QUANTIZATIONS,
+    CodedFsvReader,
+    CodedFsvWriter,
     CompressedVideo,
     FsvHeader,
     FsvWriter,
+    LatentsBasis,
     LatentWindow,
     dequantize,
     quantize,
 )
-from diffusers_vidvae.codec.entropy_coder import FrameDecoder, FrameEncoder  # noqa: E402
+from diffusers_vidvae.codec.compressed_video import open_fsv  # noqa: E402
 from diffusers_vidvae.media import VideoReader  # noqa: E402
 from diffusers_vidvae.pipelines.compression_budget import DEFAULT_QUALITY  # noqa: E402
 
@@ -58,7 +62,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=64, help="frames of every clip")
     parser.add_argument("--picture", type=Path, help="draw the curves into this file")
     parser.add_argument("--model", help="folder of a model; the demo model by default")
-    parser.add_argument("--speed", action="store_true", help="time the entropy coder")
+    parser.add_argument("--speed", action="store_true", help="time latents to files and back")
     arguments = parser.parse_args()
     if arguments.clips:
         curves = measure_curves(arguments.clips, arguments.crop, arguments.frames, arguments.model)
@@ -279,28 +283,97 @@ def bd_rate(anchor: list[tuple[float, float]], points: list[tuple[float, float]]
     return float(100 * (np.exp((logs[1] - logs[0]).mean()) - 1))
 
 
-def show_speed(height: int = 90, width: int = 160, channels: int = 24) -> None:
-    """Seconds of CPU time for each megapixel of 1280x720 frames, a quarter of which is kept, and of all kept."""
+def show_speed(side: tuple[int, int] = (720, 1280), length: int = 16, num_windows: int = 2) -> None:
+    """CPU time to write and to read latents of 1280x720, raw and coded, with the embedded model's axes and without."""
+    basis = LatentsBasis.from_config(FrameSelectVAE.load_config(demo_model(), subfolder="vae"))
+    assert basis is not None
+    num_frames = num_windows * length
+    megapixels = num_frames * math.prod(side) / 1e6
+    print(
+        "| kept | stored as | bits a pixel | write, ms a megapixel | read | megapixels a second | |\n"
+        + "|---" * 7
+        + "|"
+    )
+    for share in (1, 4):
+        windows = moving_windows(basis, side, length, num_windows, share)
+        header = speed_header(side, num_frames, length, basis.cycle.channels)
+        statistics = torch.cat([window.latents for window in windows], dim=1).flatten(1)
+        plain = LatentsBasis.of_channels(statistics.mean(1).numpy(), statistics.std(1).numpy())
+        raw: list[float] = []
+        for kind, axes in (("bf16", None), ("int8", None), ("coded, channels", plain), ("coded, axes", basis)):
+            size, seconds = write_and_read(kind, header, axes, windows)
+            raw = raw or seconds
+            costs = " | ".join(f"{1000 * value / megapixels:.1f}" for value in seconds)
+            speeds = " and ".join(f"{megapixels / value:.1f}" for value in seconds)
+            ratios = " and ".join(f"{value / first:.1f}" for value, first in zip(seconds, raw, strict=True))
+            print(
+                f"| 1/{share} | {kind} | {8e-6 * size / megapixels:.3f} | {costs} | {speeds} | {ratios} x bf16 |",
+                flush=True,
+            )
+
+
+def moving_windows(
+    basis: LatentsBasis, side: tuple[int, int], length: int, num_windows: int, share: int
+) -> list[LatentWindow]:
+    """Windows of which one frame in `share` is kept: fields smooth in space that change a little between frames."""
     generator = np.random.default_rng(0)
-    field = generator.normal(size=(channels, height, width)).cumsum(1).cumsum(2)
-    field *= np.geomspace(8, 0.05, channels)[:, None, None] / field.std(axis=(1, 2), keepdims=True)
-    frames = []
-    for _ in range(6):
-        field = field + generator.laplace(size=field.shape) * 0.05 * field.std(axis=(1, 2), keepdims=True)
-        frames.append(np.rint(field).astype(np.int32))
-    scales = np.rint(np.geomspace(8, 0.05, channels) * 200).astype(np.int64)
-    start = time.process_time()
-    encoder = FrameEncoder(frames[0].shape, scales)
-    data = b"".join(encoder.encode_frame(frame) for frame in frames) + encoder.finish()
-    encoded = time.process_time()
-    decoder = FrameDecoder(frames[0].shape, scales, data, len(frames))
-    assert all(np.array_equal(decoder.decode_frame(), frame) for frame in frames)
-    decoded = time.process_time()
-    megapixels = len(frames) * height * width * 64 / 1e6
-    print(f"{8 * len(data) / megapixels / 1e6:.3f} bits for each pixel of kept frames")
-    for name, share in (("all kept", 1), ("a quarter kept", 4)):
-        speeds = [share * megapixels / seconds for seconds in (encoded - start, decoded - encoded)]
-        print(f"{name}: encodes {speeds[0]:.1f}, decodes {speeds[1]:.1f} megapixels a second of CPU time")
+    shape = (basis.cycle.num_axes, side[0] // 8, side[1] // 8)
+    deviations = basis.deviations[:, None, None]
+    field = generator.normal(size=shape).cumsum(1).cumsum(2)
+    field *= deviations / field.std(axis=(1, 2), keepdims=True)
+    windows, gaps = [], torch.tensor([0, *[share] * (length // share - 1)])
+    for start in range(0, num_windows * length, length):
+        latents = []
+        for frame in range(start, start + length, share):
+            field = field + generator.laplace(size=shape) * 0.05 * deviations
+            latents.append(basis.to_latents(field[basis.cycle.shown(frame)], frame))
+        stacked = torch.from_numpy(np.stack(latents, axis=1)).float()
+        windows.append(LatentWindow(start=start, num_frames=length, gaps=gaps, latents=stacked))
+    return windows
+
+
+def speed_header(side: tuple[int, int], num_frames: int, length: int, channels: int) -> FsvHeader:
+    height, width = side
+    return FsvHeader(
+        num_frames=num_frames,
+        height=height,
+        width=width,
+        model_height=height,
+        model_width=width,
+        clip_num_frames=length,
+        latent_channels=channels,
+        latent_height=height // 8,
+        latent_width=width // 8,
+    )
+
+
+def write_and_read(
+    kind: str, header: FsvHeader, basis: LatentsBasis | None, windows: list[LatentWindow]
+) -> tuple[int, list[float]]:
+    """Bytes of the file, and seconds of CPU to write and to read it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "clip.fsv")
+        start = time.process_time()
+        if basis is None:
+            with FsvWriter(path, replace(header, quantization=kind)) as raw:
+                for window in windows:
+                    raw.write_window(window)
+        else:
+            cycle, step = basis.cycle, basis.step(DEFAULT_QUALITY)
+            turns = {"shared_channels": cycle.shared, "cycle_length": cycle.length}
+            statistics = {"basis": basis.name, "channel_statistics": basis.channel_statistics}
+            with CodedFsvWriter(
+                path, replace(header, quantization="coded", step=step, **turns, **statistics), basis
+            ) as coded:
+                for window in windows:
+                    coded.write_window(window)
+        written = time.process_time()
+        reader = open_fsv(path)
+        if isinstance(reader, CodedFsvReader):
+            reader.basis = basis
+        for window in reader:
+            assert torch.isfinite(window.latents).all()
+        return path.stat().st_size, [written - start, time.process_time() - written]
 
 
 if __name__ == "__main__":
