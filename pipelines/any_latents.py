@@ -3,7 +3,7 @@ r"""Latents of any autoencoder, chunk by chunk, as compression stores them."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -33,6 +33,11 @@ class EncodedWindow:
     latents: torch.Tensor
     num_frames: int
     keep_probs: torch.Tensor | None = None
+
+    def cpu(self) -> EncodedWindow:
+        r"""The same in main memory."""
+        probs = None if self.keep_probs is None else self.keep_probs.cpu()
+        return replace(self, latents=self.latents.cpu(), keep_probs=probs)
 
 
 def encode_any(vae: ModelMixin, clip: Clip, device: torch.device) -> tuple[dict[str, Any], Iterator[EncodedWindow]]:

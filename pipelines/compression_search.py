@@ -63,14 +63,7 @@ class TargetSearch:
         basis = pipeline.latents_basis
         if by_psnr and basis is None:
             raise ValueError("`target_psnr` needs a model with a latents basis; `vidvae stats --update` measures one.")
-        self.encoded = [
-            replace(
-                window,
-                latents=window.latents.cpu(),
-                keep_probs=None if window.keep_probs is None else window.keep_probs.cpu(),
-            )
-            for window in encoded
-        ]
+        self.encoded = [window.cpu() for window in encoded]
         self.basis = basis or LatentsBasis.of_latents(
             self.encoded[0].latents[0].double().numpy(), axes_cycle(pipeline.vae)
         )

@@ -48,6 +48,7 @@ from .any_latents import EncodedWindow, decode_any, encode_any
 from .callbacks import check_callback_inputs
 from .compression_budget import DEFAULT_QUALITY, Budget
 from .compression_search import TargetSearch, remembering
+from .encoded_clip import selection_options
 from .output_videos import join_windows
 from .pipeline_output import VideoCompressionPipelineOutput
 
@@ -225,10 +226,7 @@ class VideoCompressionPipeline(DiffusionPipeline):
                 # Refuses an existing file before frames are read.
                 check_output(output, overwrite=overwrite, error=FsvError)
             keep_all = mode is None and num_frames is None and rate is None
-            selection: dict[str, Any] = {"mode": mode or "systematic", "num_frames": num_frames, "rate": rate}
-            selection |= {"threshold": threshold, "generator": clip_generator}
-            if keep_all:
-                selection["rate"] = 1.0
+            selection = selection_options(mode, num_frames, rate, threshold, clip_generator)
             if num_frames is not None:
                 selection["total_frames"] = clip.count_frames()
             source: list[np.ndarray] = []
