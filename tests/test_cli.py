@@ -646,6 +646,17 @@ def test_statistics_go_beside_a_config_that_has_no_place_for_them(capsys, clip, 
     assert updated.pop("_latents_basis")["channels"] == 4 and updated == config
 
 
+def test_axes_are_found_without_writing_them(capsys, clip, results, tiny_model):
+    vae = FrameSelectVAE.from_pretrained(tiny_model, subfolder="vae")
+    vae.save_pretrained(results / "vae")
+    config = (results / "vae" / "config.json").read_bytes()
+    assert call(capsys, "stats", clip, "-m", results / "vae")["axes"] is None
+    axes = call(capsys, "stats", clip, "-m", results / "vae", "--axes")["axes"]
+    size = vae.config.latent_channels
+    assert np.shape(axes["forward"]) == (size, size) and 1 <= axes["show_90_percent"] <= size
+    assert (results / "vae" / "config.json").read_bytes() == config
+
+
 def test_training_names_a_missing_file(capsys):
     assert "nowhere.yaml" in fail(capsys, "train", "gap-dit", "--config", "nowhere.yaml")
 

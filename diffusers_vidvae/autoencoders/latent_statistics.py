@@ -14,7 +14,7 @@ from fractions import Fraction
 from functools import reduce
 from itertools import islice
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -27,6 +27,10 @@ from .latent_moments import LatentMoments
 from .probing import open_autoencoder
 from .statistics_records import StatisticsRecords
 from .video_autoencoder import VideoAutoencoder
+
+
+if TYPE_CHECKING:
+    from .latents_basis import LatentsBasisEstimator
 
 
 @dataclass
@@ -63,6 +67,7 @@ def latent_statistics(
     chunk_frames: int = 24,
     max_frames: int | None = None,
     state_file: str | PathLike[str] | None = None,
+    basis: LatentsBasisEstimator | None = None,
 ) -> LatentStatistics:
     r"""Encodes clips in chunks, in constant memory, and gathers `latents_mean` and `latents_std` of a model's config.
 
@@ -79,6 +84,7 @@ def latent_statistics(
         state_file: File of records, one for every file that was encoded. Files with a record are not encoded again, so
             a run that was interrupted, or that is given more files, continues from it. It belongs to one autoencoder
             and to the settings above.
+        basis: Is shown every file on the way, whether it has a record or not; see `measure_latents_basis`.
 
     Raises:
         ValueError: There are no files, a file gives latents that are not finite, a number is below 1, or `state_file`
@@ -101,6 +107,8 @@ def latent_statistics(
         moments[name] = known or _measure_file(model, name, fps, chunk_frames, max_frames)
         if records is not None and known is None:
             records.append(name, moments[name])
+        if basis is not None:
+            basis.update(name)
     if not moments:
         raise ValueError("There are no files to take statistics of.")
     return _summarize([moments[name] for name in sorted(moments)])

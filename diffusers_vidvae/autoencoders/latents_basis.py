@@ -49,22 +49,58 @@ def measure_latents_basis(vae: Any, paths: Iterable[str | PathLike[str]], max_cl
             short to show all that takes turns.
         MediaError: A file cannot be read.
     """
-    model = open_autoencoder(vae)
-    generator = torch.Generator().manual_seed(0)
-    probes, errors, per_position = [], [], 0
+    estimator = LatentsBasisEstimator(vae, max_clips)
     for path in islice(paths, max_clips):
-        z, gradient, error = _probe_decoder(model, _read_cut(model, path), generator)
-        per_position = error.numel() // z[0, 0].numel()
-        probes.append((z[0].double().cpu().numpy(), gradient[0].double().cpu().numpy()))
-        errors.append(float(error.square().mean()))
-    if not probes:
-        raise ValueError("There are no files to measure a basis of.")
-    gradients = np.concatenate([gradient.ravel() for _, gradient in probes])
-    if not np.isfinite(gradients).all() or not gradients.any() or not all(np.isfinite(z).all() for z, _ in probes):
-        raise ValueError(f"{model.name}: latents or gradients are not finite, or all zero.")
-    cycle = axes_cycle(vae) or AxesCycle(len(probes[0][0]))
-    unit = float(np.sqrt(12 * NOISE_SHARE * np.mean(errors) * per_position / cycle.channels))
-    return _join_groups(cycle, [_measure_group(cycle, turn, probes) for turn in range(len(cycle.groups))], unit)
+        estimator.update(path)
+    return estimator.basis()
+
+
+class LatentsBasisEstimator:
+    r"""What `measure_latents_basis` measures, gathered file by file in constant memory.
+
+    Args:
+        vae: An autoencoder of diffusers or of this package.
+        max_clips: Files to look at; later ones are left out.
+    """
+
+    def __init__(self, vae: Any, max_clips: int = 16) -> None:
+        self.model = open_autoencoder(vae)
+        self.max_clips, self.num_clips = max_clips, 0
+        self._cycle = axes_cycle(vae)
+        self._groups: list[_GroupSums] = []
+        self._error = 0.0  # sum over clips of the model's squared error, for each value of their latents
+        self._generator = torch.Generator().manual_seed(0)
+
+    def update(self, path: str | PathLike[str]) -> None:
+        """Looks at the start and the middle of a file.
+
+        Raises:
+            ValueError: Latents or gradients are not finite, or the decoder cannot be differentiated.
+            MediaError: The file cannot be read.
+        """
+        if self.num_clips >= self.max_clips:
+            return
+        z, gradient, error = _probe_decoder(self.model, _read_cut(self.model, path), self._generator)
+        if not (z.isfinite().all() and gradient.isfinite().all() and gradient.any()):
+            raise ValueError(f"{self.model.name}: latents or gradients are not finite, or all zero.")
+        if not self._groups:
+            self._cycle = self._cycle or AxesCycle(z.shape[1])
+            self._groups = [_GroupSums(self._cycle, turn) for turn in range(len(self._cycle.groups))]
+        for group in self._groups:
+            group.add(z[0].double().cpu().numpy(), gradient[0].double().cpu().numpy())
+        self._error += float(error.square().mean()) * (error.numel() // z[0, 0].numel()) / z.shape[1]
+        self.num_clips += 1
+
+    def basis(self) -> LatentsBasis:
+        """The basis of all files so far.
+
+        Raises:
+            ValueError: There are none, or they are too short to show all that takes turns.
+        """
+        if self._cycle is None or not self.num_clips:
+            raise ValueError("There are no files to measure a basis of.")
+        unit = float(np.sqrt(12 * NOISE_SHARE * self._error / self.num_clips))
+        return _join_groups(self._cycle, [group.axes() for group in self._groups], unit)
 
 
 def axes_cycle(vae: Any) -> AxesCycle | None:
@@ -85,23 +121,66 @@ class _Group(NamedTuple):
     shaping: np.ndarray
 
 
-def _measure_group(cycle: AxesCycle, turn: int, probes: list[tuple[np.ndarray, np.ndarray]]) -> _Group:
-    """Principal axes in the decoder's metric of what all frames show (turn 0), or of what some show in their turn."""
-    channels = np.arange(cycle.channels - cycle.shared) if not turn else np.arange(-cycle.shared, 0)
-    frames = slice(turn - 1, None, cycle.length) if turn else slice(None)
-    latents, gradients = zip(*[(z[channels][:, frames], g[channels][:, frames]) for z, g in probes], strict=True)
-    values = np.concatenate([z.reshape(len(z), -1) for z in latents], axis=1)
-    if not values.size:
-        raise ValueError(f"No clip is long enough to show each of {cycle.length} groups of channels.")
-    metric = np.mean([_products(g, 0) for g in gradients], axis=0)
-    # Directions that the decoder does not see must stay invertible.
-    strengths, directions = np.linalg.eigh(metric)
-    root = (directions * np.sqrt(np.maximum(strengths, 1e-4 * strengths[-1]))) @ directions.T
-    variances, axes = np.linalg.eigh(root @ np.cov(values) @ root)
-    deviations = np.sqrt(np.maximum(variances[::-1], 1e-8 * variances[-1]))
-    forward = axes[:, ::-1].T @ root
-    back = np.linalg.inv(forward).T
-    return _Group(values.mean(axis=1), forward, deviations, _shaping([np.tensordot(back, g, 1) for g in gradients]))
+class _GroupSums:
+    """Moments of latents and of gradients of what all frames show (turn 0), or of what some show in their turn."""
+
+    def __init__(self, cycle: AxesCycle, turn: int) -> None:
+        self.channels = np.arange(-cycle.shared, 0) if turn else np.arange(cycle.channels - cycle.shared)
+        self.frames = slice(turn - 1, None, cycle.length) if turn else slice(None)
+        self.num_groups = cycle.length
+        size = len(self.channels)
+        self.count, self.num_clips, self.num_long = 0, 0, 0
+        self.mean, self.squares, self.metric = np.zeros(size), np.zeros((size, size)), np.zeros((size, size))
+        # Of gradients with those of so many frames later, over clips that are long enough for all of them.
+        self.lags = np.zeros((SHAPED_FRAMES + 1, size, size))
+
+    def add(self, latents: np.ndarray, gradient: np.ndarray) -> None:
+        """Adds a clip, both `(channels, frames, height, width)`."""
+        latents, gradient = (values[self.channels][:, self.frames] for values in (latents, gradient))
+        if not latents.size:
+            return
+        self._add_values(latents.reshape(len(latents), -1))
+        self.metric += _products(gradient, 0)
+        self.num_clips += 1
+        if gradient.shape[1] > SHAPED_FRAMES:
+            self.lags += [_products(gradient, distance) for distance in range(SHAPED_FRAMES + 1)]
+            self.num_long += 1
+
+    def _add_values(self, values: np.ndarray) -> None:
+        """Mean and squared deviations of values `(channels, positions)` (Chan, Golub and LeVeque, 1983)."""
+        count, mean = values.shape[1], values.mean(axis=1)
+        total, shift = self.count + count, mean - self.mean
+        centred = values - mean[:, None]
+        self.squares += centred @ centred.T + np.outer(shift, shift) * (self.count * count / total)
+        self.mean = self.mean + shift * (count / total)
+        self.count = total
+
+    def axes(self) -> _Group:
+        """Principal axes in the decoder's metric."""
+        if not self.count:
+            raise ValueError(f"No clip is long enough to show each of {self.num_groups} groups of channels.")
+        # Directions that the decoder does not see must stay invertible.
+        strengths, directions = np.linalg.eigh(self.metric / self.num_clips)
+        root = (directions * np.sqrt(np.maximum(strengths, 1e-4 * strengths[-1]))) @ directions.T
+        variances, axes = np.linalg.eigh(root @ (self.squares / max(self.count - 1, 1)) @ root)
+        deviations = np.sqrt(np.maximum(variances[::-1], 1e-8 * variances[-1]))
+        forward = axes[:, ::-1].T @ root
+        back = np.linalg.inv(forward).T
+        return _Group(self.mean, forward, deviations, self._shaping(back))
+
+    def _shaping(self, back: np.ndarray) -> np.ndarray:
+        """Filters `(axes, SHAPED_FRAMES)` that make errors weigh as little as they may in the decoder's frames.
+
+        With the autocorrelation of an axis's gradient over time this is linear prediction (Makhoul, 1975), which makes
+        the spectrum of shaped errors the inverse of the decoder's.
+        """
+        if not self.num_long:
+            return np.zeros((len(back), 0))
+        lags = np.einsum("ac,kcd,ad->ak", back, self.lags / self.num_long, back)
+        lags[:, 0] *= 1 + 1e-3
+        order = np.arange(SHAPED_FRAMES)
+        matrices = lags[:, np.abs(order[:, None] - order)]
+        return -np.linalg.solve(matrices, lags[:, 1:, None])[..., 0]
 
 
 def _products(gradient: np.ndarray, distance: int) -> np.ndarray:
@@ -109,25 +188,6 @@ def _products(gradient: np.ndarray, distance: int) -> np.ndarray:
     rows = [gradient[:, distance:], gradient[:, : gradient.shape[1] - distance]]
     first, second = (row.reshape(len(row), -1) for row in rows)
     return first @ second.T / gradient[0].size
-
-
-def _shaping(gradients: list[np.ndarray]) -> np.ndarray:
-    """Filters `(axes, SHAPED_FRAMES)` that make errors weigh as little as they may in the decoder's frames.
-
-    With the autocorrelation of an axis's gradient over time this is linear prediction (Makhoul, 1975), which makes the
-    spectrum of shaped errors the inverse of the decoder's.
-    """
-    axes = len(gradients[0])
-    long = [gradient for gradient in gradients if gradient.shape[1] > SHAPED_FRAMES]
-    if not long:
-        return np.zeros((axes, 0))
-    lags = np.stack(
-        [np.mean([_products(g, k).diagonal() for g in long], axis=0) for k in range(SHAPED_FRAMES + 1)], axis=1
-    )
-    lags[:, 0] *= 1 + 1e-3
-    order = np.arange(SHAPED_FRAMES)
-    matrices = lags[:, np.abs(order[:, None] - order)]
-    return -np.linalg.solve(matrices, lags[:, 1:, None])[..., 0]
 
 
 def _join_groups(cycle: AxesCycle, groups: list[_Group], unit: float) -> LatentsBasis:
@@ -173,6 +233,6 @@ def _probe_decoder(
         keep_mask = torch.ones(1, z.shape[2], dtype=torch.bool, device=z.device)
     with torch.enable_grad(), model.tiling(*pixels.shape[3:]):
         decoded = model.decode(z, pixels.shape[2:], keep_mask=keep_mask).float()
-    noise = torch.randn(decoded.shape, generator=generator).to(decoded.device)
-    (gradient,) = torch.autograd.grad((decoded * noise).sum(), z)
+        noise = torch.randn(decoded.shape, generator=generator).to(decoded.device)
+        (gradient,) = torch.autograd.grad((decoded * noise).sum(), z)
     return z.detach(), gradient, (decoded - pixels).detach()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from diffusers import ModelMixin
 
     from diffusers_vidvae.autoencoders.latent_statistics import LatentStatistics
+    from diffusers_vidvae.codec.latents_basis import LatentsBasis
 
 
 # Beside the config.json of an autoencoder whose config has no place for them.
@@ -185,7 +186,15 @@ def stats(
         typer.Option(
             "--update",
             help="Write mean and deviation into the config of --model, a folder, or beside it if it takes none, and"
-            " the axes in which .fsv files store its latents (a backward pass for each of up to 16 files).",
+            " the --axes in which .fsv files store its latents.",
+        ),
+    ] = False,
+    axes: Annotated[
+        bool,
+        typer.Option(
+            "--axes",
+            help="Find the principal axes of the latents in the decoder's metric, too (a backward pass for each of up"
+            " to 16 files).",
         ),
     ] = False,
     device: Device = None,
@@ -194,12 +203,13 @@ def stats(
 ) -> None:
     """Compute mean and standard deviation of a model's latents, channel by channel, and the KL divergence."""
     from diffusers_vidvae.autoencoders.latent_statistics import latent_statistics
-    from diffusers_vidvae.autoencoders.latents_basis import measure_latents_basis
+    from diffusers_vidvae.autoencoders.latents_basis import LatentsBasisEstimator
 
     config_file = find_config(model) if update else None
     paths = [path for item in inputs for path in media_in(item)]
     vae = models.load_model(model, models.Device.choose(device, dtype))
     rate_of_frames = models.parse_fps(fps)
+    estimator = LatentsBasisEstimator(vae) if axes or update else None
     with console.progress_of("Encoding", len(paths)) as advance:
 
         def remaining() -> Iterator[Path]:
@@ -207,12 +217,15 @@ def stats(
                 yield path
                 advance()
 
-        found = latent_statistics(vae, remaining(), rate_of_frames, max_frames=max_frames, state_file=state)
-    if config_file is not None:
-        basis = measure_latents_basis(vae, paths)
+        found = latent_statistics(
+            vae, remaining(), rate_of_frames, max_frames=max_frames, state_file=state, basis=estimator
+        )
+    basis = None if estimator is None else estimator.basis()
+    if config_file is not None and basis is not None:
         write_basis(config_file, basis.to_config())
         config_file = update_statistics(vae, config_file, found)
-    report = {"model": models.model_name(model), "class": type(vae).__name__, **asdict(found), "updated": config_file}
+    report = {"model": models.model_name(model), "class": type(vae).__name__, **asdict(found)}
+    report |= {"axes": None if basis is None else describe_axes(basis), "updated": config_file}
     kl = found.kl_per_element
     fields = {
         "model": f"{report['model']} ({report['class']})",
@@ -220,9 +233,22 @@ def stats(
         "latents_mean": " ".join(f"{value:.4f}" for value in found.latents_mean),
         "latents_std": " ".join(f"{value:.4f}" for value in found.latents_std),
         "KL per value": None if kl is None else f"{kl:.4f} nats",
+        "axes": None
+        if basis is None
+        else f"{basis.axes_that_show(0.9)} of {len(basis.mean)} show 90 % of the variance",
         "updated": config_file,
     }
     console.print_result(report, json, "Latents", fields)
+
+
+def describe_axes(basis: LatentsBasis) -> dict[str, Any]:
+    """Axes, one a row, and the deviation of pixels that each makes."""
+    return {
+        "mean": basis.mean.tolist(),
+        "forward": basis.forward.tolist(),
+        "deviations": basis.deviations.tolist(),
+        "show_90_percent": basis.axes_that_show(0.9),
+    }
 
 
 def find_config(model: str | None) -> Path:

@@ -101,6 +101,11 @@ class LatentsBasis:
             response = np.concatenate([response, new], axis=1)
         return 1 / np.square(response).sum(axis=1)
 
+    def axes_that_show(self, share: float) -> int:
+        """The fewest axes that show so much of the variance that pixels have by the latents, for a share in [0, 1]."""
+        variances = np.sort(np.square(self.deviations) / self.cycle.periods)[::-1]
+        return int(np.searchsorted(variances.cumsum(), share * variances.sum())) + 1
+
     def step(self, quality: float) -> float:
         """The quantiser's step at a quality from 0 to 100, as a float32 holds it: ten times finer for every 40."""
         return float(np.float32(self.unit * 10 ** ((50 - quality) / 40)))
