@@ -189,8 +189,9 @@ class VideoCompressionPipeline(DiffusionPipeline):
                 decoded once, and the quantiser's tell; for models with a latents basis.
             quantize: Raw numbers instead, for training: `"bf16"`, `"fp16"`, `"fp32"`, `"int8"` or `"int4"`.
             size_mode: How frames of a size that the model does not take are brought to one that it does:
-                `"pad"` (by repeating the last row and column), `"tile"` (padded, in blended tiles of the model's
-                `sample_size`), `"resize"` (to `sample_size`, and back), `"auto"` (padded, and tiled if larger).
+                `"pad"` (by repeating the last row and column), `"tile"` (padded, in blended tiles: those that the
+                model's tiling was enabled with, or its `usual_tile`), `"resize"` (to `sample_size`, and back),
+                `"auto"` (padded, and tiled if larger).
             fps: Frame rate. Files are resampled to it by their timestamps; for frames in memory it is their rate.
             output: `.fsv` file to write while compressing, in constant memory.
             overwrite: Whether `output` may replace a file.
@@ -393,19 +394,18 @@ class VideoCompressionPipeline(DiffusionPipeline):
         if size_mode == "resize":
             return "resize", (config.sample_size, config.sample_size), None
 
-        tile_size = vae.tile_sample_size if vae.use_tiling else config.sample_size
+        tile_size, tile_overlap = (vae.tile_sample_size, vae.tile_overlap) if vae.use_tiling else vae.usual_tile
         if size_mode == "auto":
             size_mode = "pad" if max(clip.height, clip.width) <= tile_size else "tile"
-        takes_any_size = config.keep_head == "pooled"
-        least = config.patch_size if takes_any_size else config.sample_size
+        least = config.patch_size if vae.takes_any_size else config.sample_size
         height, width = (
             max(-(-side // config.patch_size) * config.patch_size, least) for side in (clip.height, clip.width)
         )
         if size_mode == "tile":
             num_tokens = tile_size // config.patch_size
-            overlap = min(round(vae.tile_overlap * num_tokens), num_tokens - 1)
+            overlap = min(round(tile_overlap * num_tokens), num_tokens - 1)
             return "tile", (height, width), TileLayout(tile_size, overlap * config.patch_size)
-        if not takes_any_size and max(height, width) > config.sample_size:
+        if not vae.takes_any_size and max(height, width) > config.sample_size:
             raise ValueError(
                 f"{clip.name}: frames of {clip.width}x{clip.height} are larger than this model's"
                 f" {config.sample_size}x{config.sample_size}; `size_mode` 'tile' or 'resize' takes them."
@@ -545,14 +545,14 @@ class VideoCompressionPipeline(DiffusionPipeline):
             raise FsvError(
                 f"{name}: clip_num_frames: windows of {header.clip_num_frames} frames, the model takes {longest}."
             )
-        largest = max(config.sample_size, self.vae.tile_sample_size)
+        largest = max(self.vae.usual_tile[0], self.vae.tile_sample_size)
         if header.tile is not None and header.tile.size > largest:
             raise FsvError(
                 f"{name}: tile_size: tiles of {header.tile.size} pixels exceed the model's {largest};"
                 f" `vae.enable_tiling({header.tile.size})` allows them."
             )
         sides = {header.model_height, header.model_width}
-        if header.tile is None and config.keep_head != "pooled" and sides != {config.sample_size}:
+        if header.tile is None and not self.vae.takes_any_size and sides != {config.sample_size}:
             raise FsvError(
                 f"{name}: model_width: frames of {header.model_width}x{header.model_height} without tiles, the model"
                 f" takes {config.sample_size}x{config.sample_size}."

@@ -224,8 +224,7 @@ class VideoAutoencoder:
             yield
             return
         if not self._num_tiling:
-            tile = {"tile_sample_size": self.vae.config.sample_size} if self.is_a("FrameSelectVAE") else {}
-            self.vae.enable_tiling(**tile)
+            self.vae.enable_tiling()
         self._num_tiling += 1
         try:
             yield

@@ -71,17 +71,18 @@ class RotaryEmbedding(nn.Module):
 
 
 def apply_rotary(hidden_states: torch.Tensor, rotary_emb: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Rotates `(batch, tokens, heads, head_dim)` by half-split pairs: channel i with channel i + head_dim / 2."""
+    """Rotates `(batch, tokens, heads, head_dim)` by half-split pairs: channel i with channel i + head_dim / 2.
+
+    Where no gradients are recorded, `hidden_states` are overwritten if they are float32.
+    """
     cos, signed_sin = (table[None, :, None] for table in rotary_emb)  # (1, N, 1, head_dim)
     first, second = hidden_states.chunk(2, dim=-1)
     swapped = torch.cat([second, first], dim=-1)
     # Half precision is multiplied in float32: rounded angles would mix up distant positions.
-    rotated = hidden_states * cos
     if torch.is_grad_enabled():
-        rotated = torch.addcmul(rotated, swapped, signed_sin)
-    else:
-        rotated.addcmul_(swapped, signed_sin)
-    return rotated.to(hidden_states.dtype)
+        return torch.addcmul(hidden_states * cos, swapped, signed_sin).to(hidden_states.dtype)
+    rotated = hidden_states.mul_(cos) if hidden_states.dtype == cos.dtype else hidden_states * cos
+    return rotated.addcmul_(swapped, signed_sin).to(hidden_states.dtype)
 
 
 class FactoredAttnProcessor:

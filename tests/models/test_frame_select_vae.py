@@ -192,6 +192,16 @@ def test_tiles_give_any_size_back(vae, height, width):
     assert_close(one_by_one.keep_probs, output.keep_probs)
 
 
+@pytest.mark.parametrize(
+    ("changes", "tile"),
+    [({}, (32, 0.125)), ({"rope_type": "raster"}, (16, 0.25)), ({"keep_head": "latent"}, (16, 0.25))],
+)
+def test_tiles_outgrow_training_where_positions_and_keep_head_do(changes, tile):
+    vae = make_vae(**(ANY_SIZE | changes))
+    vae.enable_tiling()
+    assert (vae.tile_sample_size, vae.tile_overlap) == vae.usual_tile == tile
+
+
 @torch.no_grad()
 def test_tiles_blend_linearly_where_they_overlap(any_size_vae):
     """Two tiles side by side: outside the overlap each shows alone, inside they cross-fade without a step."""

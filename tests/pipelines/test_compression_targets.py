@@ -263,7 +263,7 @@ def small_header(**changes) -> FsvHeader:
         ({"clip_num_frames": 65536}, "clip_num_frames: windows of 65536 frames, the model takes 64"),
         (
             {"size_fit": "tile", "tile": (4096, 8)},
-            r"tile_size: tiles of 4096 pixels exceed the model's 64; `vae.enable_tiling\(4096\)` allows them",
+            r"tile_size: tiles of 4096 pixels exceed the model's 128; `vae.enable_tiling\(4096\)` allows them",
         ),
         ({"latent_channels": 12}, "latents of 12 channels"),
     ],

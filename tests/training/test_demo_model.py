@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from diffusers_vidvae import AutoencoderKL3D, FrameSelectVAE, GapDiTPipeline, demo_model
+from diffusers_vidvae.media import open_clips
 from diffusers_vidvae.metrics import clip_psnr
 from diffusers_vidvae.training.data import stack_clips
 from diffusers_vidvae.training.procedural import COLOURS, MOTIONS, ProceduralClips
+from tests.media_data import DATA
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,18 @@ def test_full_keep_is_well_above_trivial_baselines(vae, clips, encoded):
     latents, _ = encoded
     mean_image = clip_psnr(clips, clips.mean(dim=2, keepdim=True).expand_as(clips))
     assert clip_psnr(clips, vae.decode(latents).sample) > max(26, mean_image + 4)
+
+
+@torch.no_grad()
+def test_tiles_larger_than_in_training_cost_no_quality_on_real_frames(vae):
+    (clip,) = open_clips(DATA / "clips" / "office_fast_pan_720p.mp4")
+    frames = next(clip.pieces(4))[..., 200:376, 300:476]
+    psnr = {}
+    for tile in (64, None):
+        vae.enable_tiling(tile)
+        psnr[vae.tile_sample_size] = clip_psnr(frames, vae.decode(vae.encode(frames).latent_dist.mode()).sample)
+    vae.disable_tiling()
+    assert psnr[128] > psnr[64] - 0.2
 
 
 @pytest.mark.slow
