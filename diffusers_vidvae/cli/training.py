@@ -38,6 +38,20 @@ class TrainedModel(str, Enum):
     gap_dit = "gap-dit"
 
 
+Sources = Annotated[
+    list[str],
+    typer.Argument(
+        help="Folders of videos and images, files, lists of files (.txt, .csv, .tsv, .jsonl), WebDataset shards (.tar,"
+        " also URLs), data sets (datasets://owner/name?column=video), indexes."
+    ),
+]
+CarriedColumns = Annotated[
+    list[str] | None,
+    typer.Option("--column", help="Column of lists, shards or data sets to carry along; again for more."),
+]
+CaptionColumn = Annotated[str, typer.Option(help="Their column of captions.")]
+
+
 def add_commands(app: typer.Typer) -> None:
     app.command()(train)
     app.command()(index)
@@ -63,14 +77,13 @@ def train(
 
 
 def index(
-    sources: Annotated[
-        list[Path],
-        typer.Argument(help="Folders of videos and images, lists of files (.txt, .csv, .tsv, .jsonl), files."),
-    ],
+    sources: Sources,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Index to write (.jsonl). Default: a hidden file in each folder."),
     ] = None,
+    columns: CarriedColumns = None,
+    caption_column: CaptionColumn = "caption",
     threads: Annotated[int | None, typer.Option(min=1, help="Files looked at at once. Default: processors.")] = None,
     json: Json = False,
 ) -> None:
@@ -79,7 +92,7 @@ def index(
 
     if output is not None and output.suffix != ".jsonl":
         raise CommandError(f"--output {output}: an index must end in .jsonl.")
-    found = index_sources(sources, output, threads)
+    found = index_sources(sources, output, threads, columns or (), caption_column)
     readable = found.readable()
     report = {
         "output": output,
@@ -88,16 +101,15 @@ def index(
         "frames": int(readable.num_frames().sum()),
         "captions": sum(1 for caption in readable.captions if caption),
         "fingerprint": readable.fingerprint(),
-        "errors": [{"path": found.path(place), "error": error} for place, error in found.errors.items()],
+        "errors": [{"path": found.paths[place], "error": error} for place, error in found.errors.items()],
     }
     fields = {"files": f"{len(readable)} of {len(found)} readable", "frames": report["frames"]}
     fields |= {"captions": report["captions"] or None, "index": output}
-    console.print_result(report, json, ", ".join(map(str, sources)), fields)
+    console.print_result(report, json, ", ".join(sources), fields)
     for error in () if json else found.errors.values():
         console.print_warning(error)
 
 
-Folders = Annotated[list[Path], typer.Argument(help="Folders of videos and images, lists of files, indexes, files.")]
 NumClips = Annotated[
     int | None, typer.Option(min=1, help="Random clips to encode. Default: every file once, window by window.")
 ]
@@ -106,13 +118,15 @@ SampleSize = Annotated[int | None, typer.Option(min=1, help="Side of a clip in p
 
 
 def encode_dataset(
-    folders: Folders,
+    folders: Sources,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of latents to write, or to finish.")],
     num_clips: NumClips = None,
     model: Model = None,
     num_frames: NumFrames = None,
     sample_size: SampleSize = None,
     fps: Annotated[float | None, typer.Option(help="Rate that videos are resampled to.")] = None,
+    columns: CarriedColumns = None,
+    caption_column: CaptionColumn = "caption",
     min_crop: Annotated[float, typer.Option(help="Smallest random crop, as a share of the shorter side.")] = 0.5,
     shard_size: Annotated[int, typer.Option(help="Clips in a file.")] = 512,
     batch_size: Annotated[int, typer.Option(help="Clips encoded at once.")] = 8,
@@ -138,7 +152,9 @@ def encode_dataset(
     accelerator = Accelerator(cpu=place.device == "cpu")
     vae = models.load_model(model, place)
     data = DataConfig(
-        folders=[str(folder) for folder in folders],
+        folders=folders,
+        columns=columns or [],
+        caption_column=caption_column,
         procedural_share=0.0,
         num_frames=num_frames or int(getattr(vae.config, "clip_num_frames", 16)),
         sample_size=sample_size or trained_side(vae),

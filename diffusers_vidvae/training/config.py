@@ -22,9 +22,12 @@ class DataConfig:
     """What a training clip is made of.
 
     Args:
-        folders: Folders of videos and images, files, lists of files (`.txt`, `.csv`, `.tsv`, `.jsonl`) or indexes that
-            `vidvae index` wrote; empty for procedural clips only.
+        folders: Folders of videos and images, files, lists of files (`.txt`, `.csv`, `.tsv`, `.jsonl`), WebDataset
+            shards (`.tar`, also URLs), data sets (`datasets://owner/name?column=video`) or indexes that `vidvae index`
+            wrote; empty for procedural clips only.
         index: File that keeps what was found out about the files of `folders`; None keeps it in each folder.
+        columns: Columns of lists, shards and data sets that are carried along with every clip.
+        caption_column: Their column of captions.
         holdout: File names in those folders that training never reads.
         validation_folders: Folders (or files) whose clips validate the model, in the place of procedural ones. Files
             with fewer than `num_frames` frames, images too, are left out.
@@ -57,6 +60,8 @@ class DataConfig:
 
     folders: list[str] = field(default_factory=list)
     index: str | None = None
+    columns: list[str] = field(default_factory=list)
+    caption_column: str = "caption"
     holdout: list[str] = field(default_factory=list)
     validation_folders: list[str] = field(default_factory=list)
     procedural_share: float = 1.0

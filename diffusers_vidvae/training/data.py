@@ -24,14 +24,15 @@ from .procedural import ProceduralClips
 RECIPE_VERSION = 1
 
 # What does not change a draw, or is covered by the fingerprint of the files.
-_BESIDE_DRAWS = ("folders", "holdout", "index", "validation_folders", "num_workers")
+_BESIDE_DRAWS = ("folders", "holdout", "index", "columns", "caption_column", "validation_folders", "num_workers")
 
 
 class ClipDataset(Dataset):
     r"""Clips for a training, by draw.
 
     An item is a dictionary: `"sample"`, float32 `(3, frames, height, width)` in [-1, 1]; `"frame_mask"`, bool
-    `(frames,)`, False for the padding of clips that are too short; `"draw"`; and, if asked for, `"caption"`.
+    `(frames,)`, False for the padding of clips that are too short; `"draw"`; and, if asked for, `"caption"` and the
+    `"columns"`, as JSON.
 
     Args:
         config: What the clips are made of.
@@ -57,6 +58,8 @@ class ClipDataset(Dataset):
                 holdout=config.holdout,
                 cached_side=config.cached_side,
                 index_file=config.index,
+                columns=config.columns,
+                caption_column=config.caption_column,
             )
 
     def fingerprint(self) -> str:
@@ -75,14 +78,15 @@ class ClipDataset(Dataset):
         rng = numpy_generator(self.seed, draw)
         if self.folder is None or rng.random() < self.config.procedural_share:
             pixels, caption = self.procedural.with_caption(self.order[draw])  # (T, H, W, 3)
-            frames = torch.from_numpy(pixels)
+            frames, columns = torch.from_numpy(pixels), ""
         else:
             frames, place = self.folder.clip_and_place(rng)
-            caption = self.folder.index.captions[place]
+            caption, columns = self.folder.index.captions[place], self.folder.index.columns[place]
         frames = self._augment(frames, rng)
         sample, frame_mask = padded_and_masked(to_model_range(frames), self.config.num_frames)
         item = {"sample": sample, "frame_mask": frame_mask, "draw": torch.tensor(draw)}
-        return item | ({"caption": caption} if self.config.captions else {})
+        item |= {"caption": caption} if self.config.captions else {}
+        return item | ({"columns": columns} if self.config.columns else {})
 
     def _augment(self, frames: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         flip, reverse, channels = rng.random() < 0.5, rng.random() < 0.5, rng.permutation(3)
@@ -117,6 +121,8 @@ class EveryWindow(Dataset):
             fps=config.fps,
             holdout=config.holdout,
             index_file=config.index,
+            columns=config.columns,
+            caption_column=config.caption_column,
         )
         windows = -(-self.folder.lengths // config.num_frames)
         self.ends = np.cumsum(windows)
@@ -135,7 +141,8 @@ class EveryWindow(Dataset):
             frames = torch.zeros(0, config.sample_size, config.sample_size, 3, dtype=torch.uint8)
             item["error"] = str(error)
         item["sample"], item["frame_mask"] = padded_and_masked(to_model_range(frames), config.num_frames)
-        return item | {"caption": self.folder.index.captions[place]}
+        index = self.folder.index
+        return item | {"caption": index.captions[place], "columns": index.columns[place]}
 
     def fingerprint(self) -> str:
         """Digest of all that decides what an item is."""

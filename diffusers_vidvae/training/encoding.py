@@ -169,7 +169,9 @@ class _Encoder:
                 real = [clip for clip in batch if clip["frame_mask"].any()]
                 damaged += [{"number": int(clip["draw"]), "error": clip["error"]} for clip in batch if "error" in clip]
                 if real:
-                    encoded.append(self._encode(real) | {"captions": [clip.get("caption", "") for clip in real]})
+                    captions = [clip.get("caption", "") for clip in real]
+                    columns = [clip.get("columns", "") for clip in real]
+                    encoded.append(self._encode(real) | {"captions": captions, "columns": columns})
             num_damaged += len(damaged)
             _check_damaged(num_damaged, total, max_damaged, damaged)
             write_shard(output_dir / name, encoded, damaged, self.latent_type, self.basis, self.cycle)

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from diffusers_vidvae.media import FrameBatch, MediaError, MediaWarning, VideoReader, load_image, resample_frames
 from diffusers_vidvae.media.windows import read_window
 
+from .columns import CAPTION
+from .located_media import locate
 from .sources import index_sources
 
 
@@ -28,7 +30,7 @@ class ClipFolder:
     square is cut out and resized. Files that cannot be read are skipped and listed in `skipped`.
 
     Args:
-        paths: Folders, files, lists of files or indexes; see `index_sources`.
+        paths: Folders, files, lists of files, tar shards, data sets or indexes; see `index_sources`.
         num_frames: Frames of a clip; shorter files give what they have.
         sample_size: Height and width of a clip, in pixels.
         fps: Frame rate to resample to, by the frames' times; None keeps every file's own.
@@ -38,6 +40,8 @@ class ClipFolder:
         cached_side: Keeps all files decoded in memory, with so many pixels on the shorter side at most.
         min_frames: Leaves shorter files out.
         index_file: Where to keep what was found out about the files; see `index_sources`.
+        columns: Columns that are carried along with every clip.
+        caption_column: The column of captions.
 
     Raises:
         ValueError: A path does not exist, or no file can be read or is long enough.
@@ -54,12 +58,14 @@ class ClipFolder:
         cached_side: int | None = None,
         min_frames: int = 1,
         index_file: str | Path | None = None,
+        columns: Sequence[str] = (),
+        caption_column: str = CAPTION,
     ):
         self.num_frames = num_frames
         self.sample_size = sample_size
         self.fps = fps
         self.min_crop = min_crop
-        found = index_sources(paths, index_file).without(holdout)
+        found = index_sources(paths, index_file, None, columns, caption_column).without(holdout)
         self.skipped: list[tuple[Path, str]] = [(found.path(place), error) for place, error in found.errors.items()]
         names = ", ".join(str(path) for path in paths)
         self.index = found.readable()
@@ -136,10 +142,10 @@ class ClipFolder:
 
     def _decode_small(self, place: int, side: int) -> np.ndarray:
         """All frames of a file, with at most `side` pixels on the shorter side."""
-        path = self.index.path(place)
+        media = locate(self.index.paths[place])
         if self.index.rows["is_image"][place]:
-            return shrink(np.asarray(load_image(path))[None], side)
-        with quiet_media(), VideoReader(path) as reader:
+            return shrink(np.asarray(load_image(media))[None], side)
+        with quiet_media(), VideoReader(media) as reader:
             chunks = reader.iter_chunks(16, fps=self.fps)
             return np.concatenate([shrink(chunk.data, side) for chunk in chunks])
 
@@ -147,19 +153,19 @@ class ClipFolder:
         """Up to `num_frames` consecutive frames `(T, H, W, 3)` from frame `start` on."""
         if self._cached is not None:
             return self._cached[place][start : start + self.num_frames]
-        path = self.index.path(place)
+        media = locate(self.index.paths[place])
         if self.index.rows["is_image"][place]:
-            return np.asarray(load_image(path))[None]
+            return np.asarray(load_image(media))[None]
         row = self.index.rows[place]
         begins, own_fps = float(row["start"]), float(row["fps"])
         with quiet_media():
             if self.fps is None:
                 # The middle of the frame's time, which rounding does not move into its neighbours.
                 time = begins + (start + 0.5) / own_fps if start else begins
-                return read_window(path, time, self.num_frames, begins=begins).data
+                return read_window(media, time, self.num_frames, begins=begins).data
             first = begins + start / self.fps
             # One frame more than needed: the first one shown may have begun before the window.
-            batch = read_window(path, first, stop=first + (self.num_frames + 1) / self.fps, begins=begins)
+            batch = read_window(media, first, stop=first + (self.num_frames + 1) / self.fps, begins=begins)
             frames = resample_frames(batch, self.fps)
             return FrameBatch.from_frames(list(frames)).data[: self.num_frames]
 

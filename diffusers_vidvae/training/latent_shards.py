@@ -2,11 +2,11 @@ r"""Latents of a data set in shards, as `encode_dataset` writes them and trainin
 
 A shard is a safetensors file with a row for every clip: the posterior's `mean` and `std`, `(clips, channels, frames,
 height, width)`, in float16, bfloat16 or float32; the number of real frames, `num_frames`; of models that select
-frames the `keep_probs`, `(clips, frames)`; and captions, if there are some. Of type int8, `mean` and `std` are uint8
-codes with `mean_scales` and `std_scales`, `(clips, channels, 2)`, so that `value = offset + scale * code`, as in a
-`.fsv` file. Of type coded, `coded` holds the bytes that the coder of `.fsv` files makes of each clip's mean, and `std`
-one value for every clip and channel. Posterior noise and the choice of frames are drawn anew whenever a clip is
-visited. `index.json` describes the set.
+frames the `keep_probs`, `(clips, frames)`; and captions and other columns of the data set, if there are some. Of type
+int8, `mean` and `std` are uint8 codes with `mean_scales` and `std_scales`, `(clips, channels, 2)`, so that
+`value = offset + scale * code`, as in a `.fsv` file. Of type coded, `coded` holds the bytes that the coder of `.fsv`
+files makes of each clip's mean, and `std` one value for every clip and channel. Posterior noise and the choice of
+frames are drawn anew whenever a clip is visited. `index.json` describes the set.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ INDEX_FILE = "index.json"
 # Beside these there are "coded" and "coded:QUALITY".
 LATENT_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "int8": torch.uint8}
 
+# Strings of clips, and where each of them ends.
+TEXTS = {"captions": "caption_ends", "columns": "column_ends"}
+
 
 class ClipSource(Protocol):
     """A map from numbers to clips that can say which clips these are."""
@@ -65,7 +68,7 @@ def write_shard(
     tensors: dict[str, torch.Tensor] = {}
     quality = coded_quality(latent_type)
     about: dict[str, Any] = {"clip_frames": batches[0]["clip_frames"] if batches else 0, "damaged": damaged}
-    beside = ("captions", "clip_frames")
+    beside = ("captions", "columns", "clip_frames")
     for name in [name for name in (batches[0] if batches else {}) if name not in beside]:
         values = torch.cat([batch[name].cpu() for batch in batches])
         if quality is not None and name == "mean":
@@ -77,8 +80,9 @@ def write_shard(
             tensors |= _stored(name, values, latent_type) if name in ("mean", "std") else {name: values}
     if "keep_probs" in tensors:
         tensors["keep_probs"] = tensors["keep_probs"].float()
-    captions = [caption for batch in batches for caption in batch["captions"]]
-    tensors |= pack_captions(captions) if any(captions) else {}
+    for name, ends in TEXTS.items():
+        texts = [text for batch in batches for text in batch[name]]
+        tensors |= pack_texts(texts, name, ends) if any(texts) else {}
     contiguous = {name: values.contiguous() for name, values in tensors.items()}
     with atomic_path(path) as temporary:
         # One entry, since safetensors writes several in any order.
@@ -101,11 +105,20 @@ def _restored(values: torch.Tensor, scales: torch.Tensor | None) -> torch.Tensor
     return offset + scale * values
 
 
-def pack_captions(captions: Sequence[str]) -> dict[str, torch.Tensor]:
+def pack_texts(texts: Sequence[str], name: str, ends_name: str) -> dict[str, torch.Tensor]:
     """Strings as tensors: their UTF-8 bytes one after the other, and where each ends."""
-    encoded = [caption.encode() for caption in captions]
-    ends = torch.tensor([len(caption) for caption in encoded], dtype=torch.int64).cumsum(0)
-    return {"captions": torch.frombuffer(bytearray(b"".join(encoded)), dtype=torch.uint8), "caption_ends": ends}
+    encoded = [text.encode() for text in texts]
+    ends = torch.tensor([len(text) for text in encoded], dtype=torch.int64).cumsum(0)
+    return {name: torch.frombuffer(bytearray(b"".join(encoded)), dtype=torch.uint8), ends_name: ends}
+
+
+def read_text(shard: Any, row: int, name: str) -> str:
+    """A string of a shard; empty where there are none."""
+    if name not in shard.keys():  # noqa: SIM118
+        return ""
+    *before, stop = shard.get_slice(TEXTS[name])[max(row - 1, 0) : row + 1].tolist()
+    start = before[0] if before else 0
+    return bytes(shard.get_slice(name)[start:stop].numpy()).decode()
 
 
 def channel_statistics(paths: list[Path]) -> dict[str, Any]:
@@ -255,12 +268,11 @@ class LatentDataset(Dataset):
 
     def caption(self, index: int) -> str:
         """Caption of a clip by its place in the set; empty where there is none."""
-        shard, row = self._find(index)
-        if "captions" not in shard.keys():  # noqa: SIM118
-            return ""
-        *before, stop = shard.get_slice("caption_ends")[max(row - 1, 0) : row + 1].tolist()
-        start = before[0] if before else 0
-        return bytes(shard.get_slice("captions")[start:stop].numpy()).decode()
+        return read_text(*self._find(index), "captions")
+
+    def columns(self, index: int) -> dict[str, Any]:
+        """The columns that were carried along with a clip, by its place in the set."""
+        return json.loads(read_text(*self._find(index), "columns") or "{}")
 
     def _find(self, index: int) -> tuple[Any, int]:
         """The shard of a clip, and its row there."""

@@ -2,9 +2,10 @@ r"""What is known of every file of a data set before it is read, kept as lines o
 
     {"path": "a/clip.mp4", "size": 81920, "modified": 1700000000000000000, "fingerprint": "9f86d081884c7d65",
      "kind": "video", "width": 640, "height": 360, "num_frames": 250, "fps": 25.0, "seconds": 10.0, "start": 0.0,
-     "caption": "a dog runs along a beach"}
+     "caption": "a dog runs along a beach", "columns": {"author": "someone"}}
 
-Paths are relative to the folder of the index. Files that cannot be read have an `"error"` in place of what was found.
+Paths are relative to the folder of the index; those of clips in shards and data sets are as `located_media` has them.
+Files that cannot be read have an `"error"` in place of what was found.
 In memory an index takes about 200 bytes a file, in a few large blocks that forked processes share.
 """
 
@@ -52,6 +53,13 @@ class Strings:
         for string in strings:
             self.add(string)
 
+    @classmethod
+    def empty(cls, count: int) -> Strings:
+        """So many strings without a character."""
+        strings = cls()
+        strings.ends = array("q", bytes(8 * (count + 1)))
+        return strings
+
     def add(self, string: str) -> None:
         self.data += string.encode("utf-8", "surrogateescape")
         self.ends.append(len(self.data))
@@ -75,12 +83,18 @@ class MediaIndex:
         captions: Caption of every file, empty where there is none.
         rows: What was found, one row of `ROW` for every file; `num_frames` is 0 for files that cannot be read.
         errors: Why files cannot be read, by their place.
+        columns: What else is carried along with every file, as JSON; empty where there is nothing.
     """
 
     paths: Strings = field(default_factory=Strings)
     captions: Strings = field(default_factory=Strings)
     rows: NDArray[Any] = field(default_factory=lambda: np.empty(0, ROW))
     errors: dict[int, str] = field(default_factory=dict)
+    columns: Strings = field(default_factory=Strings)
+
+    def __post_init__(self) -> None:
+        if not len(self.columns):
+            self.columns = Strings.empty(len(self.rows))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -96,8 +110,9 @@ class MediaIndex:
     def take(self, order: NDArray[np.int64]) -> MediaIndex:
         """Files by their places."""
         errors = {new: self.errors[old] for new, old in enumerate(order.tolist()) if old in self.errors}
-        paths, captions = (Strings(column[i] for i in order.tolist()) for column in (self.paths, self.captions))
-        return MediaIndex(paths, captions, self.rows[order], errors)
+        texts = (self.paths, self.captions, self.columns)
+        paths, captions, columns = (Strings(strings[i] for i in order.tolist()) for strings in texts)
+        return MediaIndex(paths, captions, self.rows[order], errors, columns)
 
     def without(self, names: Sequence[str]) -> MediaIndex:
         """All files but those with one of the given names."""
@@ -114,10 +129,11 @@ class MediaIndex:
         return np.where(self.rows["is_image"], 1, resampled)
 
     def fingerprint(self) -> str:
-        """Digest of the files' contents and captions in their order; names and places do not count."""
+        """Digest of the files' contents, captions and columns in their order; names and places do not count."""
         digest = blake2b(self.rows["fingerprint"].tobytes(), digest_size=16)
-        digest.update(self.captions.data)
-        digest.update(self.captions.ends.tobytes())
+        for strings in (self.captions, self.columns) if self.columns.data else (self.captions,):
+            digest.update(strings.data)
+            digest.update(strings.ends.tobytes())
         return digest.hexdigest()
 
 
@@ -135,6 +151,7 @@ def concatenate(indexes: Sequence[MediaIndex]) -> MediaIndex:
         captions=Strings(caption for index in indexes for caption in index.captions),
         rows=np.concatenate([np.empty(0, ROW), *(index.rows for index in indexes)]),
         errors=errors,
+        columns=Strings(columns for index in indexes for columns in index.columns),
     )
 
 
@@ -153,7 +170,7 @@ def read_index(path: Path) -> MediaIndex:
         ValueError: The file is no index.
     """
     prefix = f"{path.parent}{os.sep}"
-    paths, captions, errors = Strings(), Strings(), {}
+    paths, captions, columns, errors = Strings(), Strings(), Strings(), {}
     blocks: list[NDArray[Any]] = []
     block: list[tuple[Any, ...]] = []
     with open(path, encoding="utf-8", errors="surrogateescape") as lines:
@@ -169,14 +186,20 @@ def read_index(path: Path) -> MediaIndex:
                 raise ValueError(f"{path}: line {number} is no entry of a media index ({error}).") from error
             if entry.get("error"):
                 errors[len(paths)] = entry["error"]
-            paths.add(name if os.path.isabs(name) else prefix + name)
+            paths.add(name if os.path.isabs(name) or "://" in name else prefix + name)
             captions.add(entry.get("caption", ""))
+            columns.add(columns_text(entry.get("columns")))
             block.append(row)
             if len(block) == 4096:
                 blocks.append(np.array(block, ROW))
                 block = []
     blocks.append(np.array(block, ROW))
-    return MediaIndex(paths, captions, np.concatenate(blocks), errors)
+    return MediaIndex(paths, captions, np.concatenate(blocks), errors, columns)
+
+
+def columns_text(values: Mapping[str, Any] | None) -> str:
+    """Columns of a clip as an index and shards hold them: JSON, the same for the same values."""
+    return json.dumps(values, sort_keys=True, default=str) if values else ""
 
 
 def _check_header(path: Path, line: str) -> None:
@@ -233,9 +256,13 @@ def index_line(index: MediaIndex, place: int, folder: Path) -> bytes:
         }
     if index.captions[place]:
         entry["caption"] = index.captions[place]
+    if index.columns[place]:
+        entry["columns"] = json.loads(index.columns[place])
     return json.dumps(entry).encode() + b"\n"
 
 
 def _relative(path: str, folder: Path) -> str:
     prefix = f"{folder}{os.sep}"
-    return path[len(prefix) :] if path.startswith(prefix) else os.path.abspath(path)
+    if path.startswith(prefix):
+        return path[len(prefix) :]
+    return path if "://" in path else os.path.abspath(path)

@@ -1,4 +1,4 @@
-r"""Where training clips come from: folders, lists of files and indexes, each file looked at once.
+r"""Where training clips come from, each looked at once: folders, lists of files, tar shards, data sets and indexes.
 
 A folder is searched and its new or changed files are probed, in parallel, once: what was found stays in a hidden file
 in the folder, or at a given place. Probing that was interrupted goes on where it was.
@@ -6,22 +6,25 @@ in the folder, or at a given place. Probing that was interrupted goes on where i
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from diffusers_vidvae.media import MediaError, MediaWarning, VideoReader, load_image, media_kind
+from diffusers_vidvae.media import MediaError
 
+from .columns import CAPTION, Columns
+from .dataset_rows import SCHEME, DatasetRows
+from .listings import INDEX_SUFFIX, Listing, list_source
+from .located_media import named_file
 from .media_index import (
     HEADER,
     ROW,
@@ -34,153 +37,83 @@ from .media_index import (
     read_index,
     write_index,
 )
+from .probing import probe_file, probe_media
+from .remote_files import cached_name, is_url
+from .tar_shards import expand_shards
 
-
-INDEX_NAME = ".vidvae-index.jsonl"
-
-# What lists of files look like; the others are media.
-LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl")
-CAPTION_SUFFIX = ".txt"
 
 # Probed files are written down in blocks of so many.
 _BLOCK = 256
-# Content at both ends of a file that its fingerprint covers, together with its size.
-_FINGERPRINTED_BYTES = 65536
+# Rows of a data set are in memory while they are probed.
+_BLOCK_OF_ROWS = 32
 
 
 def index_sources(
-    sources: Sequence[str | Path], index_file: str | Path | None = None, num_threads: int | None = None
+    sources: Sequence[str | Path],
+    index_file: str | Path | None = None,
+    num_threads: int | None = None,
+    columns: Sequence[str] = (),
+    caption_column: str = CAPTION,
 ) -> MediaIndex:
     r"""Everything that can be trained on, with what is known of it.
 
     Args:
         sources: Folders, searched with their subfolders; media files; lists of files: `.txt` with a path in every
-            line, `.csv`, `.tsv` or `.jsonl` with a column `path` and, if there is one, `caption`; or indexes, which
-            are used as they are, without a look at the files. In folders, the caption of `clip.mp4` is in `clip.txt`.
-            Paths in a list are relative to its folder.
+            line, `.csv`, `.tsv` or `.jsonl` with a column `path`; WebDataset shards, `.tar`, by path or URL, also with
+            braces as in `shard-{0000..0099}.tar`; data sets as `datasets://owner/name?column=video`, see
+            `dataset_rows`; or indexes, which are used as they are, without a look at the files. In folders, the
+            caption of `clip.mp4` is in `clip.txt`, in shards there or in `clip.json`. Paths in a list are relative to
+            its folder.
         index_file: Where to keep what was found. By default a folder's index is a hidden file in it, that of a list
-            lies beside it, and single files are looked at every time.
+            or a shard lies beside it, that of what is elsewhere in the cache, and single files are looked at every
+            time.
         num_threads: Files probed at once; by default as many as there are processors.
+        columns: Columns that are carried along with every clip.
+        caption_column: The column of captions.
 
     Raises:
-        ValueError: There is no such file or folder, or a list or an index is none.
+        ValueError: There is no such source or column, or a list, a shard or an index is none.
     """
-    found: list[_Listing] = []
+    choice = Columns(tuple(columns), caption_column)
+    found: list[Listing] = []
     indexes: list[MediaIndex] = []
-    for source in map(Path, sources):
-        if not source.exists():
-            raise ValueError(f"{source}: there is no such file or folder.")
-        if source.is_file() and is_index(source):
-            indexes.append(read_index(source))
+    for source in (name for given in sources for name in expand_shards(str(given))):
+        known = _known_source(source, choice, num_threads)
+        if known is not None:
+            indexes.append(known)
             continue
-        listing, place = _list_source(source)
+        listing, place = list_source(source, choice)
         if index_file is not None:
             found.append(listing)
         else:
             indexes.append(_probe_listing(listing, place, num_threads))
     if found:
-        indexes.append(_probe_listing(_Listing.joined(found), Path(index_file or ""), num_threads))
-    return concatenate(indexes)
+        indexes.append(_probe_listing(Listing.joined(found), Path(index_file or ""), num_threads))
+    whole = concatenate(indexes)
+    if index_file is not None and len(indexes) > len(found[:1]):
+        write_index(whole, Path(index_file))
+    return whole
 
 
-@dataclass
-class _Listing:
-    """Files of a source as they lie on the disk."""
-
-    paths: list[str] = field(default_factory=list)
-    captions: list[str] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)
-    times: list[int] = field(default_factory=list)
-
-    def add(self, path: str, stat: os.stat_result, caption: str = "") -> None:
-        self.paths.append(path)
-        self.captions.append(caption)
-        self.sizes.append(stat.st_size)
-        self.times.append(stat.st_mtime_ns)
-
-    @classmethod
-    def joined(cls, listings: Sequence[_Listing]) -> _Listing:
-        joined = cls()
-        for listing in listings:
-            for name in ("paths", "captions", "sizes", "times"):
-                getattr(joined, name).extend(getattr(listing, name))
-        return joined
+def _known_source(source: str, choice: Columns, num_threads: int | None) -> MediaIndex | None:
+    """The index of a source that is not a list of files."""
+    if source.startswith(SCHEME):
+        return _index_rows(source, choice, num_threads)
+    path = Path(source)
+    if not is_url(source) and not path.exists():
+        raise ValueError(f"{source}: there is no such file or folder.")
+    if is_url(source) or not path.is_file() or not is_index(path):
+        return None
+    index = read_index(path)
+    if choice.carried:
+        texts = zip(index.paths, index.columns, strict=True)
+        index.columns = Strings(
+            choice.pick_carried(f"{path}: {name}", json.loads(text or "{}")) for name, text in texts
+        )
+    return index
 
 
-def _list_source(source: Path) -> tuple[_Listing, Path | None]:
-    """The files of a folder, a list or a single file, and where their index is kept."""
-    if source.is_dir():
-        return _list_folder(source), source / INDEX_NAME
-    if source.suffix in LIST_SUFFIXES:
-        return _read_list(source), source.with_name(f"{source.name}.index.jsonl")
-    listing = _Listing()
-    listing.add(str(source), source.stat())
-    return listing, None
-
-
-def _list_folder(folder: Path) -> _Listing:
-    """Visible files of a folder and its subfolders in order, text files beside media of the same name as captions."""
-    listing = _Listing()
-    _add_folder(listing, str(folder))
-    return listing
-
-
-def _add_folder(listing: _Listing, folder: str) -> None:
-    with os.scandir(folder) as entries:
-        visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    media = {os.path.splitext(entry.name)[0] for entry in visible if not entry.name.endswith(CAPTION_SUFFIX)}
-    captions = {}
-    for entry in visible:
-        stem, suffix = os.path.splitext(entry.name)
-        if suffix == CAPTION_SUFFIX and stem in media and entry.is_file():
-            captions[stem] = _read_caption(entry.path)
-    for entry in visible:
-        stem, suffix = os.path.splitext(entry.name)
-        if entry.is_dir():
-            _add_folder(listing, entry.path)
-        elif entry.is_file() and not (suffix == CAPTION_SUFFIX and stem in captions):
-            listing.add(entry.path, entry.stat(), captions.get(stem, ""))
-
-
-def _read_caption(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return " ".join(file.read().split())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is no caption, since it is not UTF-8 text.") from error
-
-
-def _read_list(source: Path) -> _Listing:
-    listing = _Listing()
-    for number, row in enumerate(_list_rows(source), start=1):
-        if not isinstance(row.get("path"), str) or not row["path"]:
-            raise ValueError(f"{source}: entry {number} has no column `path`, only {', '.join(map(str, row))}.")
-        path = str(source.parent / row["path"])
-        if not os.path.isfile(path):
-            raise ValueError(f"{source}: entry {number} is {path}, which does not exist.")
-        listing.add(path, os.stat(path), str(row.get("caption") or ""))
-    return listing
-
-
-def _list_rows(source: Path) -> Iterator[Mapping[str, Any]]:
-    with open(source, encoding="utf-8", newline="" if source.suffix in (".csv", ".tsv") else None) as lines:
-        if source.suffix in (".csv", ".tsv"):
-            yield from csv.DictReader(lines, delimiter="," if source.suffix == ".csv" else "\t")
-            return
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            if source.suffix == ".txt":
-                yield {"path": line.strip()}
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{source}: line {number} is no JSON ({error}).") from error
-            yield row if isinstance(row, dict) else {}
-
-
-def _probe_listing(listing: _Listing, place: Path | None, num_threads: int | None) -> MediaIndex:
+def _probe_listing(listing: Listing, place: Path | None, num_threads: int | None) -> MediaIndex:
     """What is known of listed files, by their index where it has them as they are and by looking where it has not."""
     known = _known_entries(place)
     keys = [
@@ -196,8 +129,9 @@ def _probe_listing(listing: _Listing, place: Path | None, num_threads: int | Non
     order |= {keys[i]: len(known) + row for row, i in enumerate(missing)}
     rows = np.array([order[key] for key in keys], dtype=np.int64)
     found = concatenate([known, probed]).take(rows)
-    changed = bool(missing) or len(known) != len(found) or list(found.captions) != listing.captions
-    found.captions = Strings(listing.captions)
+    texts = [list(found.captions), list(found.columns)]
+    changed = bool(missing) or len(known) != len(found) or texts != [listing.captions, listing.columns]
+    found.captions, found.columns = Strings(listing.captions), Strings(listing.columns)
     if changed and place is not None and journal.is_writable:
         write_index(found, place)
     return found
@@ -216,7 +150,7 @@ def known_keys(index: MediaIndex) -> Iterator[int]:
 
 
 def _key(path: str, size: int, modified: int) -> int:
-    text = f"{os.path.abspath(path)}\0{size}\0{modified}".encode("utf-8", "surrogateescape")
+    text = f"{path if is_url(path) else os.path.abspath(path)}\0{size}\0{modified}".encode("utf-8", "surrogateescape")
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
 
 
@@ -265,7 +199,7 @@ def _cut_half_line(path: Path) -> None:
         file.truncate(content.rfind(b"\n") + 1)
 
 
-def _probe_files(listing: _Listing, places: list[int], num_threads: int | None, journal: _Journal) -> MediaIndex:
+def _probe_files(listing: Listing, places: list[int], num_threads: int | None, journal: _Journal) -> MediaIndex:
     blocks = []
     bar = tqdm(total=len(places), desc="Probing files", delay=2)
     with ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
@@ -276,11 +210,8 @@ def _probe_files(listing: _Listing, places: list[int], num_threads: int | None, 
                 entry | {"size": listing.sizes[i], "modified": listing.times[i]}
                 for i, entry in zip(block, pool.map(probe_file, paths), strict=True)
             ]
-            errors = {row: entry["error"] for row, entry in enumerate(entries) if entry.get("error")}
-            captions = Strings(listing.captions[i] for i in block)
-            found = MediaIndex(
-                Strings(paths), captions, np.array([index_row(entry) for entry in entries], ROW), errors
-            )
+            texts = [(listing.captions[i], listing.columns[i]) for i in block]
+            found = _index_of(paths, entries, texts)
             journal.append(found)
             blocks.append(found)
             bar.update(len(block))
@@ -288,58 +219,42 @@ def _probe_files(listing: _Listing, places: list[int], num_threads: int | None, 
     return concatenate(blocks)
 
 
-def probe_file(path: str | Path) -> dict[str, Any]:
-    """What is found in a file, or its `"error"`."""
+def _index_of(paths: list[str], entries: list[dict[str, Any]], texts: list[tuple[str, str]]) -> MediaIndex:
+    """Index of files by what was found in them, their captions and columns."""
+    return MediaIndex(
+        paths=Strings(paths),
+        captions=Strings(caption for caption, _ in texts),
+        rows=np.array([index_row(entry) for entry in entries], ROW),
+        errors={row: entry["error"] for row, entry in enumerate(entries) if entry.get("error")},
+        columns=Strings(columns for _, columns in texts),
+    )
+
+
+def _index_rows(source: str, choice: Columns, num_threads: int | None) -> MediaIndex:
+    """Index of a data set, which is read once from end to end unless the cache knows these rows and columns."""
+    rows = DatasetRows(source)
+    choice.check(source, dict.fromkeys(rows.columns))
+    place = cached_name(f"{rows.fingerprint} {choice}", INDEX_SUFFIX)
+    if place.is_file():
+        return read_index(place)
+    blocks = []
+    bar = tqdm(desc="Probing rows", delay=2)
+    with ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
+        iterator = iter(rows)
+        while block := list(islice(iterator, _BLOCK_OF_ROWS)):
+            paths = [path for path, _ in block]
+            entries = list(pool.map(lambda row: _probe_row(rows, *row), block))
+            blocks.append(_index_of(paths, entries, [choice.pick(source, values) for _, values in block]))
+            bar.update(len(block))
+    bar.close()
+    index = concatenate(blocks)
+    write_index(index, place)
+    return index
+
+
+def _probe_row(rows: DatasetRows, path: str, values: dict[str, Any]) -> dict[str, Any]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", MediaWarning)
-            return {"fingerprint": file_fingerprint(path), **_probe(path)}
+        content = rows.content(values)
+        return probe_media(named_file(path, content)) | {"size": len(content), "modified": 0}
     except (MediaError, OSError) as error:
-        return {"error": str(error)}
-
-
-def _probe(path: str | Path) -> dict[str, Any]:
-    if media_kind(path) == "image":
-        width, height = load_image(path).size
-        return {
-            "kind": "image",
-            "width": width,
-            "height": height,
-            "num_frames": 1,
-            "fps": 0.0,
-            "seconds": 0.0,
-            "start": 0.0,
-        }
-    with VideoReader(path) as reader:
-        info = reader.info
-        num_frames, seconds = info.num_frames, info.duration_seconds
-        if num_frames is None or seconds is None:
-            num_frames, seconds = _measured(reader)
-    return {
-        "kind": "video",
-        "width": info.width,
-        "height": info.height,
-        "num_frames": num_frames,
-        "fps": float(info.fps),
-        "seconds": float(seconds),
-        "start": info.start_seconds,
-    }
-
-
-def _measured(reader: VideoReader) -> tuple[int, float]:
-    """Frames and seconds of a file that does not say them, by decoding it."""
-    count, end = 0, reader.info.start_seconds
-    for frame in reader:
-        count, end = count + 1, frame.pts_seconds + frame.duration_seconds
-    return count, end - reader.info.start_seconds
-
-
-def file_fingerprint(path: str | Path) -> str:
-    """16 hexadecimal digits of a file's size and of the content at its two ends."""
-    with open(path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        digest = blake2b(str(size).encode(), digest_size=8)
-        for offset in (0, max(size - _FINGERPRINTED_BYTES, 0)):
-            file.seek(offset)
-            digest.update(file.read(_FINGERPRINTED_BYTES))
-    return digest.hexdigest()
+        return {"error": str(error), "size": 0, "modified": 0}

@@ -18,8 +18,9 @@ from diffusers_vidvae.training import sources
 from diffusers_vidvae.training.config import DataConfig
 from diffusers_vidvae.training.data import ClipDataset
 from diffusers_vidvae.training.folders import ClipFolder
+from diffusers_vidvae.training.listings import INDEX_NAME
 from diffusers_vidvae.training.media_index import HEADER, read_index
-from diffusers_vidvae.training.sources import INDEX_NAME, index_sources
+from diffusers_vidvae.training.sources import index_sources
 
 
 def write_video(path: Path, num_frames: int = 6, level: int = 0) -> None:
