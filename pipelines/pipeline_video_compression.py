@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -17,6 +18,7 @@ from diffusers.video_processor import VideoProcessor
 
 from diffusers_vidvae.autoencoders import AnyVideoAutoencoder
 from diffusers_vidvae.autoencoders.latents_basis import axes_cycle
+from diffusers_vidvae.autoencoders.memory import plan_windows
 from diffusers_vidvae.codec import (
     CODED,
     QUANTIZATIONS,
@@ -36,13 +38,14 @@ from diffusers_vidvae.codec import (
 from diffusers_vidvae.codec.header import MAX_WINDOW_PIXELS
 from diffusers_vidvae.files import check_output
 from diffusers_vidvae.fingerprints import config_fingerprint, weights_sketch
-from diffusers_vidvae.media.clip import Clip
+from diffusers_vidvae.media.clip import Clip, ClipPiece
 from diffusers_vidvae.media.clips import ClipInput, open_clips
 from diffusers_vidvae.media.layouts import Layout, ValueRange
 from diffusers_vidvae.media.transforms import resize
 from diffusers_vidvae.models.frame_select_vae import FrameSelectVAE
 from diffusers_vidvae.models.frame_selection import check_selection
 from diffusers_vidvae.models.padding import pad_clip
+from diffusers_vidvae.models.pixel_range import from_levels, to_levels
 
 from .any_latents import EncodedWindow, decode_any, encode_any
 from .callbacks import check_callback_inputs
@@ -234,6 +237,7 @@ class VideoCompressionPipeline(DiffusionPipeline):
             if budget.target_psnr is not None:
                 clip = remembering(clip, source)
             header, encoded = self._encode(clip, size_mode, budget)
+            selection["clip_num_frames"] = header.clip_num_frames
             if budget.is_target:
                 search = TargetSearch(self, clip, header, encoded, budget, selection, keep_all, source)
                 results.append(search.run(output, overwrite))
@@ -363,7 +367,7 @@ class VideoCompressionPipeline(DiffusionPipeline):
             The header of its compressed file, without the number of frames and how latents are stored.
 
         Raises:
-            ValueError: The model does not take frames of this size.
+            ValueError: The model does not take frames of this size, or there is too little memory for one.
         """
         config = self.vae.config
         if min(clip.height, clip.width) < config.patch_size:
@@ -372,13 +376,15 @@ class VideoCompressionPipeline(DiffusionPipeline):
                 f" {config.patch_size}x{config.patch_size}."
             )
         size_fit, (height, width), tile = self._fit_size(clip, size_mode)
+        side = max(height, width) if tile is None else tile.size
+        clip_num_frames, _ = plan_windows(self.vae, height, width, side, clip.name)
         return FsvHeader(
             num_frames=0,
             height=clip.height,
             width=clip.width,
             model_height=height,
             model_width=width,
-            clip_num_frames=config.clip_num_frames,
+            clip_num_frames=clip_num_frames,
             latent_channels=config.latent_channels,
             latent_height=height // config.patch_size,
             latent_width=width // config.patch_size,
@@ -427,11 +433,15 @@ class VideoCompressionPipeline(DiffusionPipeline):
         return () if weight.is_meta else weight_probe(weight.float())
 
     def _encode_frame_select(self, clip: Clip, header: FsvHeader) -> Iterator[EncodedWindow]:
-        frames = clip.pieces(header.clip_num_frames)
-        pieces = (_to_model_size(piece.to(self._execution_device), header) for piece in frames)
-        for output in _tiled(self.vae.encode_stream(pieces), self.vae, header.tile):
+        # A generator would hold the frames of one window until those of the next are there, too.
+        pieces = map(partial(self._load_piece, header), clip.cut(header.clip_num_frames))
+        encoded = self.vae.encode_stream(pieces, header.clip_num_frames)
+        for output in _tiled(encoded, self.vae, header, clip.name):
             latents = output.latent_dist.mode()
             yield EncodedWindow(latents, latents.shape[2], output.keep_probs)
+
+    def _load_piece(self, header: FsvHeader, piece: ClipPiece) -> torch.Tensor:
+        return _to_model_size(piece.to_tensor().to(self._execution_device), header)
 
     def _select_windows(
         self,
@@ -576,9 +586,8 @@ class VideoCompressionPipeline(DiffusionPipeline):
         Yields:
             Frames `(t, H, W, C)` of uint8, the clip's next ones.
         """
-        for frames in self._decode_windows(self.open_compressed(compressed)):
-            pixels = (frames[0].float() / 2 + 0.5).clamp(0, 1) * 255
-            yield pixels.round().byte().permute(1, 2, 3, 0).cpu().numpy()
+        for frames in self._decode_windows(self.open_compressed(compressed), as_levels=True):
+            yield to_levels(frames[0]).permute(1, 2, 3, 0).cpu().numpy()
         self.maybe_free_model_hooks()
 
     def decompress_file(
@@ -655,16 +664,17 @@ class VideoCompressionPipeline(DiffusionPipeline):
             latents[0, :, window.positions] = window.latents
             yield latents, window.keep_mask[None]
 
-    def _decode_windows(self, compressed: CompressedVideo) -> Iterator[torch.Tensor]:
-        """Yields the clip's frames `(1, C, t, H, W)` in [-1, 1], at the clip's own size."""
+    def _decode_windows(self, compressed: CompressedVideo, as_levels: bool = False) -> Iterator[torch.Tensor]:
+        """Yields the clip's frames `(1, C, t, H, W)` in [-1, 1], or levels where that is less, at the clip's size."""
         header, device = compressed.header, self._execution_device
         pieces = (
             (latents.to(device), keep_mask.to(device)) for latents, keep_mask in self._latent_windows(compressed)
         )
         with self.progress_bar(total=header.num_frames) as progress_bar:
             if self.selects_frames:
-                decoded = self.vae.decode_stream(pieces, header.clip_num_frames)
-                decoded = _tiled(decoded, self.vae, header.tile)
+                as_levels = as_levels and header.size_fit != "resize"
+                decoded = self.vae.decode_stream(pieces, header.clip_num_frames, as_levels)
+                decoded = _tiled(decoded, self.vae, header, str(compressed.path or "the compressed clip"))
             else:
                 decoded = decode_any(self.vae, pieces, header.height, header.width)
             started, seconds = time.monotonic(), None
@@ -774,7 +784,7 @@ def _to_model_size(frames: torch.Tensor, header: FsvHeader) -> torch.Tensor:
     """Brings frames `(1, C, T, H, W)` of the clip's size to the model's."""
     height, width = header.model_height, header.model_width
     if header.size_fit == "resize":
-        return resize(frames.float(), height, width)
+        return resize(from_levels(frames) if frames.dtype == torch.uint8 else frames.float(), height, width)
     return pad_clip(frames, (frames.shape[2], height, width))
 
 
@@ -785,10 +795,12 @@ def _to_clip_size(frames: torch.Tensor, header: FsvHeader) -> torch.Tensor:
     return frames[..., : header.height, : header.width]
 
 
-def _tiled(windows: Iterator[Any], vae: FrameSelectVAE, tile: TileLayout | None) -> Iterator[Any]:
+def _tiled(windows: Iterator[Any], vae: FrameSelectVAE, header: FsvHeader, name: str) -> Iterator[Any]:
     """What the model yields with its tiling set; while nothing is computed the model is as it was."""
+    height, width, tile = header.model_height, header.model_width, header.tile
+    _, num_tiles = plan_windows(vae, height, width, max(height, width) if tile is None else tile.size, name)
     while True:
-        with _tiling(vae, tile):
+        with _tiling(vae, tile, num_tiles):
             window = next(windows, None)
         if window is None:
             return
@@ -796,14 +808,15 @@ def _tiled(windows: Iterator[Any], vae: FrameSelectVAE, tile: TileLayout | None)
 
 
 @contextmanager
-def _tiling(vae: FrameSelectVAE, tile: TileLayout | None) -> Iterator[None]:
-    """Turns the model's tiling on or off inside the block."""
-    state = {name: getattr(vae, name) for name in ("use_tiling", "tile_sample_size", "tile_overlap")}
+def _tiling(vae: FrameSelectVAE, tile: TileLayout | None, num_tiles: int) -> Iterator[None]:
+    """Turns the model's tiling on, with so many tiles at once, or off inside the block."""
+    names = ("use_tiling", "tile_sample_size", "tile_overlap", "tiles_per_batch")
+    state = {name: getattr(vae, name) for name in names}
     try:
         if tile is None:
             vae.disable_tiling()
         else:
-            vae.enable_tiling(tile.size, tile.overlap / tile.size, vae.tiles_per_batch)
+            vae.enable_tiling(tile.size, tile.overlap / tile.size, num_tiles)
         yield
     finally:
         for name, value in state.items():

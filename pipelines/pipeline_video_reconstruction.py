@@ -24,12 +24,13 @@ from diffusers_vidvae.autoencoders import (
     VideoGeometry,
     open_autoencoder,
 )
-from diffusers_vidvae.autoencoders.memory import MemoryPlan, is_out_of_memory, less_memory, plan_memory
+from diffusers_vidvae.autoencoders.memory import MemoryPlan, less_memory, plan_memory
 from diffusers_vidvae.autoencoders.streams import EncodedPiece, LatentPiece, open_stream, rechunk
 from diffusers_vidvae.media.clips import ClipInput, open_clips, open_images, stack_clips
 from diffusers_vidvae.media.layouts import Layout, ValueRange
 from diffusers_vidvae.metrics import ClipMetrics, PerceptualMetric, evaluate_clip
 from diffusers_vidvae.models.frame_selection import SELECTION_MODES
+from diffusers_vidvae.models.tiling import is_out_of_memory
 
 from .callbacks import check_callback_inputs
 from .pipeline_output import ReconstructedFile, VideoReconstructionPipelineOutput

@@ -52,6 +52,12 @@ class ClipPiece(NamedTuple):
             return levels.to(torch.float32).div_(127.5).sub_(1).contiguous()[None].to(dtype)
         return torch.stack([frame.to_pixels() for frame in self.frames], dim=1)[None].to(device, dtype)
 
+    def to_tensor(self) -> torch.Tensor:
+        """`(1, C, t, H, W)`: levels of uint8 where that is what all frames are, else pixels in [-1, 1]."""
+        if all(isinstance(frame.data, np.ndarray) for frame in self.frames):
+            return torch.from_numpy(self.to_images()).permute(3, 0, 1, 2)[None]
+        return self.to_pixels()
+
     def to_images(self) -> NDArray[np.uint8]:
         """`(t, H, W, C)`, uint8."""
         return np.stack([frame.to_image() for frame in self.frames])
@@ -109,8 +115,8 @@ class Clip:
         if num_frames is not None and num_frames < 1:
             raise ValueError(f"A piece must have at least 1 frame, got {num_frames}.")
         frames = iter(self)
-        while piece := list(islice(frames, num_frames)):
-            yield ClipPiece(piece)
+        # A generator would hold the frames of one piece until those of the next are there, too.
+        return iter(lambda: ClipPiece(list(islice(frames, num_frames))), ClipPiece([]))
 
     def pieces(
         self,

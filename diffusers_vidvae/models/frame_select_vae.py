@@ -35,9 +35,9 @@ from .frame_selection import (
     unpack_frames,
 )
 from .latent_normalization import LatentNormalizationMixin
-from .pixel_range import from_pixel_range, to_pixel_range
+from .pixel_range import from_levels, from_pixel_range, to_levels, to_pixel_range
 from .single_file import SingleFileMixin
-from .tiling import TileBlend, TileGrid
+from .tiling import Tile, TileBlend, TileGrid
 
 
 KEEP_HEADS = ("latent", "pooled", "motion")
@@ -307,8 +307,9 @@ class FrameSelectVAE(
         r"""Encodes every frame, and says how much worth keeping it is.
 
         Args:
-            sample: Pixels in [-1, 1], `(batch, channels, frames, height, width)`. Height and width are multiples of
-                the patch size; a model with a `"latent"` keep head takes `sample_size` only, unless tiling is on.
+            sample: Pixels in [-1, 1], or levels of uint8, `(batch, channels, frames, height, width)`. Height and
+                width are multiples of the patch size; a model with a `"latent"` keep head takes `sample_size` only,
+                unless tiling is on.
             frame_mask: Bool `(batch, frames)`, True for real frames, which come first, False for padding.
             return_dict: Whether to return a `FrameSelectEncoderOutput` instead of a tuple.
 
@@ -338,7 +339,8 @@ class FrameSelectVAE(
         r"""Encodes a clip that arrives in pieces, window by window, in memory that does not grow with its length.
 
         Args:
-            pieces: Consecutive frames in [-1, 1], `(batch, channels, t, height, width)`, any number in each.
+            pieces: Consecutive frames in [-1, 1], or levels of uint8, in a quarter of the memory,
+                `(batch, channels, t, height, width)`, any number in each.
             clip_num_frames: Length of the windows, at most `max_num_frames`; by default the model's.
 
         Yields:
@@ -381,10 +383,12 @@ class FrameSelectVAE(
         parameters = sample.new_empty(shape, dtype=self.dtype)
         blend = TileBlend(grid, parameters)
         probs = torch.zeros(sample.shape[0], sample.shape[2], device=sample.device)
-        for tiles in grid.batches(self.tiles_per_batch):
+
+        def encode(tiles: list[Tile]) -> tuple[torch.Tensor, torch.Tensor]:
             mask = None if frame_mask is None else frame_mask.repeat(len(tiles), 1)
-            pixels = torch.cat([tile.region(sample, ratio) for tile in tiles])
-            tile_parameters, tile_logits = self._encode_tile(pixels, mask, first_frame)
+            return self._encode_tile(torch.cat([tile.region(sample, ratio) for tile in tiles]), mask, first_frame)
+
+        for tiles, (tile_parameters, tile_logits) in grid.run(encode, self.tiles_per_batch):
             for tile, values in zip(tiles, tile_parameters.chunk(len(tiles)), strict=True):
                 blend.add(tile, values)
             probs += tile_logits.sigmoid().unflatten(0, (len(tiles), -1)).sum(dim=0) / len(grid)
@@ -394,6 +398,8 @@ class FrameSelectVAE(
         self, sample: torch.Tensor, frame_mask: torch.Tensor | None = None, first_frame: int = 0
     ) -> tuple[torch.Tensor, torch.Tensor]:
         height, width = (side // self.config.patch_size for side in sample.shape[3:])
+        if sample.dtype == torch.uint8:
+            sample = from_levels(sample)
         # Mapped before the cast: half precision is too coarse to shift pixels in.
         sample = to_pixel_range(sample, self.config.pixel_range).to(self.dtype)
         temporal_rotary_emb, spatial_rotary_emb = self._rotary_embeddings(
@@ -571,7 +577,10 @@ class FrameSelectVAE(
     @apply_forward_hook
     @torch.no_grad()
     def decode_stream(
-        self, pieces: Iterable[tuple[torch.Tensor, torch.Tensor]], clip_num_frames: int | None = None
+        self,
+        pieces: Iterable[tuple[torch.Tensor, torch.Tensor]],
+        clip_num_frames: int | None = None,
+        as_levels: bool = False,
     ) -> Iterator[torch.Tensor]:
         r"""Decodes a clip that arrives in pieces, window by window, in memory that does not grow with its length.
 
@@ -579,6 +588,7 @@ class FrameSelectVAE(
             pieces: Latents and keep masks of consecutive frames, `(batch, latent_channels, t, height, width)` and
                 bool `(batch, t)`, any number in each; latents of dropped frames are not read.
             clip_num_frames: Length of the windows, at most `max_num_frames`; by default the model's.
+            as_levels: Whether pixels are given as levels of uint8, in a quarter of the memory.
 
         Yields:
             Pixels `(batch, channels, t, height, width)` of the new frames of every window; put together, those of
@@ -590,7 +600,7 @@ class FrameSelectVAE(
         """
         clip_num_frames = self._check_clip_num_frames(clip_num_frames)
         checked = (self._check_piece(*piece) for piece in pieces)
-        for (sample,) in self._decode_windows(checked, clip_num_frames):
+        for (sample,) in self._decode_windows(checked, clip_num_frames, as_levels=as_levels):
             yield sample
 
     def _decode_windows(
@@ -598,6 +608,7 @@ class FrameSelectVAE(
         pieces: Iterable[tuple[torch.Tensor, torch.Tensor]],
         clip_num_frames: int,
         frame_mask: torch.Tensor | None = None,
+        as_levels: bool = False,
     ) -> Iterator[tuple[torch.Tensor]]:
         """Pixels of every window's new frames; `frame_mask` is that of a single window."""
         for window, (latents, keep_mask) in stream_windows(pieces, clip_num_frames):
@@ -606,7 +617,8 @@ class FrameSelectVAE(
                     f"`keep_mask` must keep at least one frame in every window of {clip_num_frames}, all of frames"
                     f" {window.start} to {window.stop - 1} are dropped."
                 )
-            sample = self._decode_window(latents.to(self.dtype), keep_mask, frame_mask, window.start)
+            latents = latents.to(self.dtype)
+            sample = self._decode_window(latents, keep_mask, frame_mask, window.start, as_levels)
             yield (sample[:, :, window.first_new - window.start :],)
 
     def _decode_window(
@@ -615,19 +627,24 @@ class FrameSelectVAE(
         keep_mask: torch.Tensor,
         frame_mask: torch.Tensor | None = None,
         first_frame: int = 0,
+        as_levels: bool = False,
     ) -> torch.Tensor:
-        latents = self.fill(latents, keep_mask, frame_mask, first_frame)
+        def decode(tiles: list[Tile]) -> torch.Tensor:
+            keep = keep_mask.repeat(len(tiles), 1)
+            mask = None if frame_mask is None else frame_mask.repeat(len(tiles), 1)
+            regions = torch.cat([tile.region(latents) for tile in tiles])
+            return self._decode_tile(self.fill(regions, keep, mask, first_frame), mask)
+
         if not self.use_tiling:
-            return self._decode_tile(latents, frame_mask)
+            sample = self._decode_tile(self.fill(latents, keep_mask, frame_mask, first_frame), frame_mask)
+            return to_levels(sample) if as_levels else sample
 
         ratio = self.config.patch_size
         grid = self._tile_grid(*latents.shape[3:])
         shape = (latents.shape[0], self.config.in_channels, latents.shape[2], *(side * ratio for side in grid.size))
-        sample = latents.new_empty(shape)
+        sample = latents.new_empty(shape, dtype=torch.uint8 if as_levels else None)
         blend = TileBlend(grid, sample, scale=ratio)
-        for tiles in grid.batches(self.tiles_per_batch):
-            mask = None if frame_mask is None else frame_mask.repeat(len(tiles), 1)
-            pixels = self._decode_tile(torch.cat([tile.region(latents) for tile in tiles]), mask)
+        for tiles, pixels in grid.run(decode, self.tiles_per_batch):
             for tile, values in zip(tiles, pixels.chunk(len(tiles)), strict=True):
                 blend.add(tile, values)
         return sample

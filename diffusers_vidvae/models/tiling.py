@@ -6,10 +6,18 @@ A map is of latents or tokens; what tiles become may be `scale` times as dense, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
 
 import torch
+from diffusers.utils import logging
+
+from .pixel_range import to_levels
+
+
+logger = logging.get_logger(__name__)
+
+T = TypeVar("T")
 
 
 class Tile(NamedTuple):
@@ -47,18 +55,32 @@ class TileGrid:
             for column, columns in enumerate(self.column_spans):
                 yield Tile(row, column, slice(*rows), slice(*columns))
 
-    def batches(self, batch_size: int) -> Iterator[list[Tile]]:
-        """Yields the tiles in lists of `batch_size`, the last of what is left."""
+    def run(self, work: Callable[[list[Tile]], T], batch_size: int) -> Iterator[tuple[list[Tile], T]]:
+        r"""Does some work for `batch_size` tiles at a time; where memory runs out, for one at a time from there on.
+
+        Yields:
+            The tiles of a batch, and what became of them.
+        """
         tiles = list(self)
-        for first in range(0, len(tiles), batch_size):
-            yield tiles[first : first + batch_size]
+        while tiles:
+            batch = tiles[:batch_size]
+            try:
+                result = work(batch)
+            except (RuntimeError, MemoryError) as error:
+                if len(batch) == 1 or not is_out_of_memory(error):
+                    raise
+                logger.warning(f"Memory ran out with {len(batch)} tiles at a time; going on with one at a time.")
+                batch_size = 1
+                continue
+            yield batch, result
+            tiles = tiles[len(batch) :]
 
 
 class TileBlend:
     r"""Puts together what the tiles of a grid became, weighted where they overlap.
 
-    Sums are float32, of the tiles' rows that are not finished yet; finished rows go to `output` in its dtype. With
-    one tile alone nothing is weighted.
+    Sums are float32, of the tiles' rows that are not finished yet; finished rows go to `output` in its dtype, pixels
+    as levels if that is uint8. With one tile alone nothing is weighted.
 
     Args:
         grid: The tiles.
@@ -101,7 +123,7 @@ class TileBlend:
         r"""Adds the values of the next tile in reading order, `(B, C, T, h, w)`; one frame stands for all frames."""
         values = values[:, :, : self.output.shape[2]]
         if self.is_single:
-            self.output.copy_(values[..., : self.output.shape[3], : self.output.shape[4]])
+            _write(self.output, values)
             return
         if tile.row > self.row:
             self._finish_rows(self.row_spans[tile.row][0])
@@ -114,10 +136,22 @@ class TileBlend:
     def _finish_rows(self, stop: int) -> None:
         """Writes the band's rows up to `stop`, and moves the others to its top."""
         start = self.row_spans[self.row][0]
-        rows = self.output[..., start:stop, :]
-        rows.copy_(self.band[..., : rows.shape[3], : rows.shape[4]])
+        _write(self.output[..., start:stop, :], self.band)
         rest = self.band[..., stop - start :, :]
         self.band = torch.cat([rest, torch.zeros_like(self.band[..., : stop - start, :])], dim=3)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    r"""Whether an error says that memory ran out, on a GPU or on the CPU."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def _write(output: torch.Tensor, values: torch.Tensor) -> None:
+    """Fills an output with as much of some values as it holds."""
+    values = values[..., : output.shape[3], : output.shape[4]]
+    output.copy_(to_levels(values) if output.dtype == torch.uint8 else values)
 
 
 def tile_spans(length: int, tile_length: int, overlap: int) -> list[tuple[int, int]]:

@@ -203,6 +203,21 @@ def test_tiles_outgrow_training_where_positions_and_keep_head_do(changes, tile):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("tiled", [False, True])
+def test_levels_are_pixels_in_eight_bits(any_size_vae, tiled):
+    vae, levels = any_size_vae, torch.randint(256, (1, 3, 3, 40, 56), dtype=torch.uint8)
+    vae.enable_tiling() if tiled else vae.disable_tiling()
+    (by_levels,), (by_pixels,) = (list(vae.encode_stream([clip])) for clip in (levels, levels / 127.5 - 1))
+    latents, keep_mask = by_levels.latent_dist.mode(), torch.tensor([[True, False, True]])
+    (decoded,) = vae.decode_stream([(latents, keep_mask)], as_levels=True)
+    expected = vae.decode(latents, keep_mask).sample
+    vae.disable_tiling()
+    assert_close(latents, by_pixels.latent_dist.mode())
+    assert decoded.dtype == torch.uint8
+    assert (decoded - ((expected + 1) * 127.5).clamp(0, 255)).abs().max() < 0.501
+
+
+@torch.no_grad()
 def test_tiles_blend_linearly_where_they_overlap(any_size_vae):
     """Two tiles side by side: outside the overlap each shows alone, inside they cross-fade without a step."""
     vae = any_size_vae

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers.utils import logging
 
-from diffusers_vidvae.models.tiling import TileBlend, TileGrid, blend_weights, tile_spans
+from diffusers_vidvae.models.tiling import Tile, TileBlend, TileGrid, blend_weights, tile_spans
 
 
 SPANS = [(33, 16, 4), (17, 16, 0), (64, 16, 15), (40, 16, 8), (16, 16, 4), (7, 16, 4)]
@@ -43,7 +44,7 @@ def test_tiles_of_a_map_blend_to_the_map(size, overlap):
 
 def test_batches_hold_every_tile_once_in_reading_order():
     grid = TileGrid((9, 14), (4, 4), (1, 1))
-    tiles = [tile for batch in grid.batches(4) for tile in batch]
+    tiles = [tile for batch, _ in grid.run(len, 4) for tile in batch]
     assert tiles == list(grid) and len(tiles) == len(grid) == 15
     assert [(tile.row, tile.column) for tile in tiles] == sorted((tile.row, tile.column) for tile in tiles)
 
@@ -66,3 +67,34 @@ def test_gradients_pass_through():
     values = torch.randn(1, 1, 1, 7, 9, requires_grad=True)
     blend(grid, values, torch.empty(1, 1, 1, 7, 9)).sum().backward()
     torch.testing.assert_close(values.grad, torch.ones_like(values))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+    ],
+)
+def test_tiles_go_on_one_by_one_where_memory_runs_out(error, caplog):
+    grid, done = TileGrid((8, 8), (4, 4), (1, 1)), []
+
+    def work(tiles: list[Tile]) -> int:
+        if len(tiles) > 1 and done:
+            raise error
+        done.extend(tiles)
+        return len(tiles)
+
+    logging.get_logger("diffusers").addHandler(caplog.handler)
+    assert [count for _, count in grid.run(work, 4)] == [4] + [1] * (len(grid) - 4)
+    logging.get_logger("diffusers").removeHandler(caplog.handler)
+    assert done == list(grid)
+    assert caplog.messages == ["Memory ran out with 4 tiles at a time; going on with one at a time."]
+
+
+def test_other_errors_and_too_little_memory_for_one_tile_are_raised():
+    grid = TileGrid((8, 8), (4, 4), (1, 1))
+    for error, batch_size in ((RuntimeError("mat1 and mat2"), 4), (MemoryError("one tile"), 1)):
+        with pytest.raises(type(error), match=str(error)):
+            list(grid.run(lambda tiles, error=error: (_ for _ in ()).throw(error), batch_size))
