@@ -22,6 +22,7 @@ from . import (
     inspection,
     reconstruction,
     training,
+    web_page,
 )
 from .sources import Commands
 
@@ -70,6 +71,7 @@ for module in (
     conversion,
     export,
     training,
+    web_page,
     demo_clip,
     demo,
 ):

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from . import console
 from .options import Force
-
-
-if TYPE_CHECKING:
-    import numpy as np
-
-
-FPS = 24
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -35,6 +27,7 @@ def demo_clip(
     The photograph is a portrait of Grace Hopper by the US Navy, in the public domain; it comes with matplotlib.
     """
     from diffusers_vidvae.media import VideoWriter
+    from diffusers_vidvae.media.moving_camera import FPS, moving_camera
 
     console.check_output(output, force)
     with VideoWriter(output, FPS, overwrite=force) as writer:
@@ -42,23 +35,3 @@ def demo_clip(
             writer.write(frame)
     report = {"num_frames": num_frames, "width": width, "height": height, "fps": FPS}
     console.print_fields(str(output), {"clip": console.clip_text(report)})
-
-
-def moving_camera(num_frames: int, width: int, height: int) -> Iterator[np.ndarray]:
-    """Yields frames `(height, width, 3)` of uint8: rest, a pan down the photograph, rest, and a way closer."""
-    import numpy as np
-    from matplotlib.cbook import get_sample_data
-    from PIL import Image
-
-    photo = Image.open(get_sample_data("grace_hopper.jpg", asfileobj=False)).convert("RGB")
-    # Left, top and width of the view, as shares of the photograph, at shares of the time.
-    times = [0, 0.2, 0.5, 0.65, 1]
-    views = np.array([[0.2, 0, 0.5], [0.2, 0, 0.5], [0.35, 0.3, 0.5], [0.35, 0.3, 0.5], [0.32, 0.26, 0.3]])
-    for time in np.linspace(0, 1, num_frames):
-        left, top, view_width = (np.interp(time, times, column) for column in views.T)
-        box_width = min(view_width * photo.width, photo.height * width / height)
-        box_height = box_width * height / width
-        left = min(left * photo.width, photo.width - box_width)
-        top = min(top * photo.height, photo.height - box_height)
-        box = (left, top, left + box_width, top + box_height)
-        yield np.asarray(photo.resize((width, height), Image.Resampling.LANCZOS, box=box))

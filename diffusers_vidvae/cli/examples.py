@@ -13,6 +13,7 @@ EXAMPLES = {
     "reconstruct": "vidvae reconstruct clip.mp4 --output reconstructed.mp4",
     "evaluate": "vidvae evaluate clip.mp4 --rate 0.25",
     "generate": 'vidvae generate -o generated.mp4 --prompt "a large red disc stands still on a blue background"',
+    "app": "vidvae app --export-space space",
     "demo": "vidvae demo tour",
     "stats": "vidvae stats clip.mp4",
     "index": "vidvae index clip.mp4 --output clips.jsonl",

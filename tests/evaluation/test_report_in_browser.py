@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import socket
-import subprocess
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from browsers import Browser, browser_driver
 
 from diffusers_vidvae import FrameSelectVAE, demo_model
 from diffusers_vidvae.evaluation import EvaluationSettings, evaluate_models, write_report
@@ -21,64 +15,10 @@ from diffusers_vidvae.evaluation import EvaluationSettings, evaluate_models, wri
 pytestmark = pytest.mark.slow
 
 
-class Browser:
-    """A headless Chromium, told what to do by the WebDriver protocol."""
-
-    def __init__(self, port: int, width: int, dark: bool):
-        self.base = f"http://127.0.0.1:{port}"
-        arguments = [
-            "--headless=new",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--hide-scrollbars",
-            f"--window-size={width},900",
-        ]
-        arguments += [f"--blink-settings=preferredColorScheme={0 if dark else 1}"]
-        capabilities = {
-            "alwaysMatch": {"goog:chromeOptions": {"args": arguments}, "goog:loggingPrefs": {"browser": "ALL"}}
-        }
-        self.session = self.send("POST", "/session", {"capabilities": capabilities})["sessionId"]
-
-    def send(self, method: str, path: str, body: dict | None = None):
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.base + path, data, {"Content-Type": "application/json"}, method=method)
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.loads(answer.read())["value"]
-
-    def open(self, path: Path) -> None:
-        self.send("POST", f"/session/{self.session}/url", {"url": path.as_uri()})
-
-    def run(self, script: str):
-        return self.send("POST", f"/session/{self.session}/execute/sync", {"script": script, "args": []})
-
-    def errors(self) -> list[str]:
-        entries = self.send("POST", f"/session/{self.session}/se/log", {"type": "browser"})
-        return [entry["message"] for entry in entries if entry["level"] == "SEVERE"]
-
-    def close(self) -> None:
-        self.send("DELETE", f"/session/{self.session}")
-
-
 @pytest.fixture(scope="module")
 def driver_port() -> Iterator[int]:
-    driver = shutil.which("chromedriver")
-    if driver is None or not (shutil.which("chromium") or shutil.which("google-chrome")):
-        pytest.skip("needs Chromium and its driver: apt-get install chromium chromium-driver")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen([driver, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(100):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=5)
-                break
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.2)
+    with browser_driver() as port:
         yield port
-    finally:
-        process.terminate()
-        process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +35,7 @@ def browser(request, driver_port, report) -> Iterator[Browser]:
     width, dark = request.param
     browser = Browser(driver_port, width, dark)
     try:
-        browser.open(report)
+        browser.open(report.as_uri())
         yield browser
         assert browser.errors() == []
     finally:
@@ -108,16 +48,8 @@ return Array.from(canvas.getContext("2d").getImageData(0, 0, canvas.width, canva
 """
 
 
-def wait_until(browser: Browser, script: str) -> None:
-    for _ in range(100):
-        if browser.run(script):
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"never came true: {script}")
-
-
 def test_one_control_scrubs_and_plays_every_method(browser):
-    wait_until(browser, "return document.querySelector('.player output').value.startsWith('1 /')")
+    browser.wait_until("return document.querySelector('.player output').value.startsWith('1 /')")
     first = browser.run(PIXELS)
     browser.run("""
         const slider = document.querySelector(".player input");
@@ -133,7 +65,7 @@ def test_one_control_scrubs_and_plays_every_method(browser):
     assert kept[0] == kept[1]
     assert browser.run("return document.querySelectorAll('.player')[0].querySelectorAll('canvas').length") == 6
     browser.run("document.querySelector('.player .play').click()")
-    wait_until(browser, "return document.querySelector('.player input').value > 10")
+    browser.wait_until("return document.querySelector('.player input').value > 10")
     browser.run("document.querySelector('.player .play').click()")
     assert browser.run("return document.querySelector('.player .play').getAttribute('aria-label')") == "play"
 
