@@ -12,7 +12,7 @@ _MARK = 8
 
 
 def draw_timeline(keep_probs: Sequence[float] | None, kept: Sequence[bool]) -> str:
-    r"""A column for every frame, as high as its keep probability, and a mark below those that are kept, as SVG.
+    r"""A column for every frame, as high as its keep probability, and a mark below those that are kept, as HTML.
 
     Args:
         keep_probs: From 0 to 1, of every frame; None for models that keep all.
@@ -30,8 +30,14 @@ def draw_timeline(keep_probs: Sequence[float] | None, kept: Sequence[bool]) -> s
     total = _HEIGHT + 3 + _MARK
     return (
         f'<svg class="timeline" viewBox="0 0 {len(kept)} {total}" preserveAspectRatio="none" role="img"'
-        f' aria-label="{sum(kept)} of {len(kept)} frames are kept">{"".join(columns)}</svg>'
+        f' aria-label="{sum(kept)} of {len(kept)} frames are kept">{"".join(columns)}</svg>{_caption(keep_probs)}'
     )
+
+
+def _caption(keep_probs: Sequence[float] | None) -> str:
+    if keep_probs is None:
+        return '<p class="caption">Every frame is kept.</p>'
+    return '<p class="caption">How probable it is that the model keeps each frame; those that it keeps are orange.</p>'
 
 
 def draw_figures(figures: dict[str, Any]) -> str:

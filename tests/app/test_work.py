@@ -155,12 +155,12 @@ def test_stops_between_steps_and_leaves_nothing(generator, tmp_path):
 
 
 def test_timeline_marks_kept_frames():
-    svg = ElementTree.fromstring(draw_timeline([0.25, 0.5, 1.0], [False, True, True]))
+    svg = ElementTree.fromstring(f"<div>{draw_timeline([0.25, 0.5, 1.0], [False, True, True])}</div>")[0]
     columns = [[float(rect.get("height", 0)) for rect in group.iter("rect")] for group in svg.iter("g")]
     assert [len(column) for column in columns] == [1, 2, 2]
     assert columns[0][0] < columns[1][0] < columns[2][0]
     assert svg.get("aria-label") == "2 of 3 frames are kept"
-    assert ElementTree.fromstring(draw_timeline(None, [True])).get("aria-label") == "1 of 1 frames are kept"
+    assert "Every frame is kept." in draw_timeline(None, [True])
 
 
 def test_figures_to_come_are_dots():
