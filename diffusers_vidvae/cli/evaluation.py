@@ -14,6 +14,7 @@ import typer
 from . import console, models
 from .compression import describe_compressed
 from .console import CommandError
+from .generation_half import check_generation, measure_generation, print_generation
 from .options import Device, Fps, Json, ModelDType, Models, Quantize, Seed, SizeMode
 from .reconstruction import figure_text, load_reconstruction_pipeline, media_in
 
@@ -66,6 +67,17 @@ QuantizeOption = Annotated[
 SizeModeOption = Annotated[
     SizeMode | None, typer.Option(help="FrameSelectVAE: how frames fit the model. Default: auto.")
 ]
+Generation = Annotated[
+    bool,
+    typer.Option("--generation", help="Report: also measure how easily latents are generated."),
+]
+ProbeSteps = Annotated[int | None, typer.Option(help="Generation: steps of the probe's training. Default: 500.")]
+ProbeSeeds = Annotated[int | None, typer.Option(min=1, help="Generation: trainings of the probe. Default: 3.")]
+ProbeSide = Annotated[int | None, typer.Option(help="Generation: side of the windows in pixels. Default: 64.")]
+FeaturesFile = Annotated[
+    Path | None,
+    typer.Option(help="Generation: TorchScript network of features, such as I3D. Default: a random one."),
+]
 Codec = Annotated[list[CodecName] | None, typer.Option(help="Report: video codecs to compare with. Default: all.")]
 
 
@@ -84,6 +96,11 @@ def evaluate(
     chunk_frames: Annotated[int | None, typer.Option(help="Other autoencoders: frames to run at a time.")] = None,
     fps: Fps = None,
     lpips: Annotated[bool, typer.Option("--lpips", help="Measure LPIPS, too; needs its weights.")] = False,
+    generation: Generation = False,
+    probe_steps: ProbeSteps = None,
+    probe_seeds: ProbeSeeds = None,
+    probe_side: ProbeSide = None,
+    features: FeaturesFile = None,
     seed: Seed = None,
     device: Device = None,
     dtype: ModelDType = None,
@@ -108,10 +125,12 @@ def evaluate(
         "seed": seed,
     }
     given = {name: value for name, value in sweep.items() if value not in (None, ())}
+    probe = {"steps": probe_steps, "seeds": probe_seeds, "side": probe_side, "features": features}
+    check_generation(generation, report, probe)
     if report is not None:
         if num_frames is not None:
             raise CommandError("--num-frames: a report shares frames by --rate, which fits clips of any length.")
-        write_report(model or [], paths, report, given, target, distance, json)
+        write_report(model or [], paths, report, given, target, distance, json, probe if generation else None)
     else:
         print_figures(model or [], paths, {**given, "num_frames": num_frames}, target, distance, json)
 
@@ -127,6 +146,7 @@ def write_report(
     target: models.Device,
     distance: PerceptualMetric | None,
     json: bool,
+    probe: dict[str, Any] | None = None,
 ) -> None:
     """Measures models on clips into a folder, or goes on with what is there, and draws the report."""
     from accelerate import PartialState
@@ -139,20 +159,25 @@ def write_report(
     plan = evaluation.EvaluationSettings(**settings)
     with console.progress_of("Evaluating", len(paths) or len(evaluation.DEMO_MOTIONS)) as advance:
         results = evaluation.evaluate_models(loaded, paths, folder, plan, distance, advance)
+    generation = None if probe is None else measure_generation(loaded, paths, results, plan, probe, target)
     if not PartialState().is_main_process:
         return
     command = " ".join(["vidvae", *sys.argv[1:]])
-    page = evaluation.write_report(results, command)
+    page = evaluation.write_report(results, command, generation)
     summary = evaluation.summarize(results.load(), results.header)
     if json:
         points = [
             {**point.method._asdict(), "budget": point.budget, "figures": _means(point.figures)}
             for point in summary.points
         ]
-        console.print_json({"report": page, "models": list(loaded), "clips": summary.clips, "points": points})
+        found = {"report": page, "models": list(loaded), "clips": summary.clips, "points": points}
+        console.print_json(found | ({"generation": generation.to_json()} if generation else {}))
         return
     fields = {"models": ", ".join(loaded), "clips": len(summary.clips), "size": console.size_text(page.stat().st_size)}
-    console.print_fields(str(page), fields | ({"missing": " ".join(summary.notes)} if summary.notes else {}))
+    notes = [*summary.notes, *(generation.notes if generation else [])]
+    console.print_fields(str(page), fields | ({"missing": " ".join(notes)} if notes else {}))
+    if generation is not None:
+        print_generation(generation)
 
 
 def _means(figures: dict[str, Any]) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def _legend(series: Sequence[Series]) -> str:
     return f'<ul class="legend">{"".join(items)}</ul>'
 
 
-def draw_png(series: Sequence[Series], y_label: str, path: Path) -> None:
+def draw_png(series: Sequence[Series], y_label: str, path: Path, x_label: str = BITS_PER_PIXEL) -> None:
     """The same curves as a picture."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -105,8 +105,8 @@ def draw_png(series: Sequence[Series], y_label: str, path: Path) -> None:
         style = ("-", "--", ":", "-.")[line.dash]
         xs, ys = zip(*line.points, strict=True)
         axes.plot(xs, ys, style, marker="o", markersize=4, color=COLOURS[line.colour], label=line.label)
-    axes.set_xscale("log")
-    axes.set_xlabel(BITS_PER_PIXEL)
+    axes.set_xscale("log" if x_label == BITS_PER_PIXEL else "linear")
+    axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)

@@ -2,10 +2,7 @@ r"""The report: one HTML file that needs nothing else, and the same figures as P
 
 from __future__ import annotations
 
-import csv
-import io
 import platform
-from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,6 +12,8 @@ from diffusers_vidvae.files import write_file
 
 from .charts import COLOURS, Series, draw_png, draw_svg
 from .codecs import CODECS
+from .generation.section import NOT_MEASURED, write_generation
+from .generation.summary import GenerationSummary
 from .measuring import STRIP_FRAMES
 from .pages import View, data_uri, render_page, render_player
 from .results import ResultsFolder
@@ -22,6 +21,16 @@ from .run import CODEC_PART, ORIGINAL
 from .selection import FILLS
 from .statistics import Estimate
 from .summary import CHARTED, FIGURES, Point, Record, Summary, main_row, summarize
+from .tables import (
+    NOTHING,
+    Cell,
+    csv_text,
+    difference_cell,
+    estimate_cell,
+    number_cell,
+    render_table,
+    text_cell,
+)
 
 
 PLAYED_CLIPS = 6
@@ -38,12 +47,15 @@ HEADINGS = {
 PACKAGES = ("diffusers-vidvae", "torch", "diffusers", "av", "numpy")
 
 
-def write_report(results: ResultsFolder, command: str | None = None) -> Path:
+def write_report(
+    results: ResultsFolder, command: str | None = None, generation: GenerationSummary | None = None
+) -> Path:
     r"""Writes `report.html`, `points.csv`, `clips.csv` and a picture of every chart beside the results.
 
     Args:
         results: What was measured.
         command: How, for the reader.
+        generation: What was measured of latents; adds its section, pictures and `generation.csv`.
 
     Raises:
         ValueError: No clip could be measured.
@@ -55,6 +67,7 @@ def write_report(results: ResultsFolder, command: str | None = None) -> Path:
         draw_png(series, FIGURES[name][0], results.folder / f"{name}.png")
     write_file(results.folder / "points.csv", points_csv(summary), overwrite=True)
     write_file(results.folder / "clips.csv", clips_csv(summary), overwrite=True)
+    notes = [*summary.notes, *(generation.notes if generation else [])]
     page = render_page(
         "page.html",
         title=escape(" and ".join(summary.models)),
@@ -62,9 +75,10 @@ def write_report(results: ResultsFolder, command: str | None = None) -> Path:
         charts=_charts(charts),
         points=_points_table(summary.points),
         comparisons=_comparisons(summary),
+        generation=NOT_MEASURED if generation is None else write_generation(generation, results.folder),
         selection=_selection(summary),
         clips="".join(_clip(summary, results, clip, index) for index, clip in enumerate(summary.clips)),
-        notes="".join(f"<li>{escape(note)}</li>" for note in summary.notes) or "<li>Nothing is missing.</li>",
+        notes="".join(f"<li>{escape(note)}</li>" for note in notes) or "<li>Nothing is missing.</li>",
         run=_run_details(summary, results.header, command),
     )
     path = results.folder / "report.html"
@@ -112,36 +126,20 @@ def _charts(charts: dict[str, list[Series]]) -> str:
 # Tables
 
 
-def _table(headings: Sequence[str], rows: Iterable[Sequence[tuple[str, Any]]], name: str) -> str:
-    """A table that sorts by a click on a heading; cells are pairs of a text and what it is sorted by."""
-    head = "".join(f'<th scope="col"><button type="button">{escape(heading)}</button></th>' for heading in headings)
-    body = []
-    for row in rows:
-        cells = "".join(f'<td data-value="{escape(str(value))}">{escape(text)}</td>' for text, value in row)
-        body.append(f"<tr>{cells}</tr>")
-    return (
-        f'<div class="scroll"><table id="{name}"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>"
-    )
-
-
 def _points_table(points: list[Point]) -> str:
     columns = [name for name in TABLE_FIGURES if any(name in point.figures for point in points)]
     rows = []
     for point in points:
-        cells = [(point.method.label, point.method.label), (_budget_text(point.budget), _budget_order(point.budget))]
-        cells += [_estimate_cell(name, point.figures.get(name)) for name in columns]
+        cells = [text_cell(point.method.label), (_budget_text(point.budget), _budget_order(point.budget))]
+        cells += [_figure_cell(name, point.figures.get(name)) for name in columns]
         rows.append(cells)
-    return _table(["method", "budget", *(HEADINGS[name] for name in columns)], rows, "points")
+    return render_table(["method", "budget", *(HEADINGS[name] for name in columns)], rows, "points")
 
 
-def _estimate_cell(name: str, estimate: Estimate | None) -> tuple[str, Any]:
-    if estimate is None:
-        return "–", ""
-    text = figure_text(name, estimate.mean)
-    if estimate.low is not None and estimate.high is not None and name in FIGURES:
-        text += f" [{figure_text(name, estimate.low)}, {figure_text(name, estimate.high)}]"
-    return text, estimate.mean
+def _figure_cell(name: str, estimate: Estimate | None) -> Cell:
+    if estimate is None or name not in FIGURES:
+        return NOTHING if estimate is None else (figure_text(name, estimate.mean), estimate.mean)
+    return estimate_cell(estimate, FIGURES[name][1])
 
 
 def figure_text(name: str, value: float) -> str:
@@ -165,30 +163,25 @@ def _budget_order(budget: float | str | None) -> float:
 
 def _comparisons(summary: Summary) -> str:
     rows = [
-        [(one, one), (other, other), (budget, budget), (_interval(estimate, 2, "dB"), estimate.mean)]
+        [*map(text_cell, (one, other, budget)), difference_cell(estimate, 2, " dB", "one clip")]
         for one, other, budget, estimate in summary.differences
     ]
     parts = []
     if rows:
         parts.append("<h3>Differences in PSNR on the same clips</h3>")
-        parts.append(_table(["of", "against", "budget", "mean difference and its interval"], rows, "differences"))
+        parts.append(
+            render_table(["of", "against", "budget", "mean difference and its interval"], rows, "differences")
+        )
     rows = []
     for label, anchor, estimate, count in summary.savings:
-        text = "no quality in common" if estimate is None else _interval(estimate, 1, "%")
-        mean = "" if estimate is None else estimate.mean
-        rows.append([(label, label), (anchor, anchor), (text, mean), (str(count), count)])
+        cell: Cell = ("no quality in common", "")
+        if estimate is not None:
+            cell = difference_cell(estimate, 1, " %", "one clip")
+        rows.append([text_cell(label), text_cell(anchor), cell, (str(count), count)])
     if rows:
         parts.append("<h3>Bits for the same PSNR (BD-rate; less than 0 needs fewer)</h3>")
-        parts.append(_table(["of", "against", "mean and its interval", "clips"], rows, "savings"))
+        parts.append(render_table(["of", "against", "mean and its interval", "clips"], rows, "savings"))
     return "".join(parts) or "<p>There is one method only.</p>"
-
-
-def _interval(estimate: Estimate, decimals: int, unit: str) -> str:
-    text = f"{estimate.mean:+.{decimals}f} {unit}"
-    if estimate.low is None or estimate.high is None:
-        return f"{text} (one clip)"
-    sure = "" if estimate.low <= 0 <= estimate.high else " *"
-    return f"{text} [{estimate.low:+.{decimals}f}, {estimate.high:+.{decimals}f}]{sure}"
 
 
 SELECTION_COLUMNS = {
@@ -218,17 +211,17 @@ def _selection(summary: Summary) -> str:
             known = record["probabilities"]
             errors = {row["mode"]: row["mse"] for row in record["rows"] if row["method"] == "model"}
             everything = [row["mse"] for row in record["rows"] if row["method"] == "model" and row.get("rate") == 1]
-            cells: list[tuple[str, Any]] = [(clip, clip), (model, model)]
+            cells = [text_cell(clip), text_cell(model)]
             for error in (everything[0] if everything else None, errors.get("bernoulli")):
-                cells.append(("–", "") if error is None else (f"{error:.6f}", error))
-            cells += [(f"{known[name]:.{digits}f}", known[name]) for name, (_, digits) in SELECTION_COLUMNS.items()]
+                cells.append(number_cell(error, 6))
+            cells += [number_cell(known[name], digits) for name, (_, digits) in SELECTION_COLUMNS.items()]
             cells.append((" ".join(map(str, known["histogram"])), known["mean"]))
             rows.append(cells)
     if not rows:
         return "<p>None of these models selects frames.</p>"
     titles = [title for title, _ in SELECTION_COLUMNS.values()]
     headings = ["clip", "model", "squared error, all frames", "squared error, drawn mask", *titles]
-    return _table([*headings, "frames by tenths of probability"], rows, "selection")
+    return render_table([*headings, "frames by tenths of probability"], rows, "selection")
 
 
 # Clips
@@ -383,7 +376,7 @@ def points_csv(summary: Summary) -> str:
         for point in summary.points
         for name, estimate in point.figures.items()
     ]
-    return _csv(["method", "budget", "figure", "mean", "low", "high", "clips"], lines)
+    return csv_text(["method", "budget", "figure", "mean", "low", "high", "clips"], lines)
 
 
 def clips_csv(summary: Summary) -> str:
@@ -396,12 +389,4 @@ def clips_csv(summary: Summary) -> str:
         if part != ORIGINAL
         for row in record.get("rows", [])
     ]
-    return _csv(["clip", "model", *columns], lines)
-
-
-def _csv(headings: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(headings)
-    writer.writerows(lines)
-    return text.getvalue()
+    return csv_text(["clip", "model", *columns], lines)

@@ -1,7 +1,8 @@
 r"""The results of a report on the disk: a line of JSON for every clip and model, so that interrupted runs go on.
 
-A folder holds `results.jsonl`, one file more for every further process, and `strips/`, pictures of frames. The first
-line of a file says what was measured; results of other settings or other weights are refused, not mixed.
+A folder holds `results.jsonl`, `generation.jsonl` for that half, one file more of each for every further process, and
+`strips/`, pictures of frames. The first line of a file says what was measured; results of other settings or other
+weights are refused, not mixed.
 """
 
 from __future__ import annotations
@@ -29,15 +30,16 @@ class ResultsFolder:
         folder: Where they lie; made if it is not there.
         header: What they belong to, as plain values.
         rank: Number of this process, which writes a file of its own.
+        stem: What files of results are called.
 
     Raises:
         ValueError: The folder holds results of something else.
     """
 
-    def __init__(self, folder: Path, header: dict[str, Any], rank: int = 0) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, header: dict[str, Any], rank: int = 0, stem: str = "results") -> None:
+        self.folder, self.stem = folder, stem
         self.header = {"format": FORMAT, **header}
-        self.path = folder / ("results.jsonl" if rank == 0 else f"results.{rank}.jsonl")
+        self.path = folder / (f"{stem}.jsonl" if rank == 0 else f"{stem}.{rank}.jsonl")
         (folder / STRIPS).mkdir(parents=True, exist_ok=True)
         for path in self._files():
             self._check(path)
@@ -58,7 +60,10 @@ class ResultsFolder:
                 row["strip"] = f"{STRIPS}/{hashlib.sha256(measured.strip).hexdigest()[:20]}.webp"
                 write_file(self.folder / row["strip"], measured.strip, overwrite=True)
             rows.append(row)
-        facts = {"rows": rows, "failures": result.failures, "seconds": seconds, **result.facts}
+        self.add_facts(clip, part, {"rows": rows, "failures": result.failures, "seconds": seconds, **result.facts})
+
+    def add_facts(self, clip: str, part: str, facts: dict[str, Any]) -> None:
+        """Keeps plain values; they are on the disk when this returns."""
         self._append({"key": [clip, part], **facts})
 
     def add_failure(self, clip: str, part: str, message: str) -> None:
@@ -71,7 +76,7 @@ class ResultsFolder:
             os.fsync(file.fileno())
 
     def _files(self) -> list[Path]:
-        return sorted(self.folder.glob("results*.jsonl"))
+        return sorted(self.folder.glob(f"{self.stem}*.jsonl"))
 
     def _check(self, path: Path) -> None:
         lines = _lines(path)

@@ -70,6 +70,13 @@ def evaluate_models(
     return results
 
 
+def readable_clips(results: ResultsFolder, paths: Sequence[Path]) -> list[tuple[str, Path]]:
+    """Names and files of the clips that could be read."""
+    known = results.load()
+    named = zip(unique_names(paths), paths, strict=True)
+    return [(name, path) for name, path in named if "error" not in known.get((name, ORIGINAL), {"error": ""})]
+
+
 def evaluate_clip(
     name: str,
     source: Path | EvaluationClip,

@@ -15,7 +15,7 @@ COVERAGE = 0.95
 
 
 class Estimate(NamedTuple):
-    """A mean over clips with the interval of 95 % that resampling clips gives; of one clip there is none."""
+    """A mean over clips, or trainings, with its interval of 95 %, and their number; of a single one there is none."""
 
     mean: float
     low: float | None
@@ -43,6 +43,25 @@ def estimate_difference(values: dict[str, float], others: dict[str, float]) -> E
     """Mean of `values - others` over the clips that have both, clip by clip; None without such a clip."""
     common = sorted(values.keys() & others.keys())
     return estimate_mean([values[clip] - others[clip] for clip in common]) if common else None
+
+
+# Student's t of 95 % on both sides, for 1, 2, ... degrees of freedom; more have at most the last.
+T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+def estimate_over_seeds(values: Sequence[float]) -> Estimate:
+    r"""Mean over trainings and the interval of 95 % by Student's t, which few trainings need; of one there is none.
+
+    Raises:
+        ValueError: There is no value.
+    """
+    known = np.asarray(values, dtype=np.float64)
+    if len(known) < 2:
+        return estimate_mean(values)
+    quantile = T_QUANTILES[min(len(known) - 1, len(T_QUANTILES)) - 1]
+    half = quantile * float(known.std(ddof=1)) / len(known) ** 0.5
+    mean = float(known.mean())
+    return Estimate(mean, mean - half, mean + half, len(known))
 
 
 Points = Sequence[tuple[float, float]]

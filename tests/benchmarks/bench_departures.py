@@ -45,6 +45,12 @@ TRANSFORMER_ROWS = {
     "time_embedding=linear": ["model.time_embedding=linear"],
     "gap_mode=regression": ["model.gap_mode=regression", "loss.gap_weight=0.01"],
 }
+LATENT_ROWS = {
+    "demo": [],
+    "scale_equivariance": ["loss.scale_equivariance_weight=0.25"],
+    "equivariance": ["loss.equivariance_share=0.5"],
+    "latent_noise": ["loss.latent_noise=0.5"],
+}
 NOISE_LEVELS = (0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95)
 VAE_RECIPE = [
     "model.sample_size=32",
@@ -56,6 +62,20 @@ VAE_RECIPE = [
     "loss.policy_weight=0.02",
     "loss.trunk_gradient_scale=1",
     "loss.initial_keep_price=0.0155",
+]
+LATENT_RECIPE = [
+    "data.folders=[]",
+    "data.holdout=[]",
+    "data.validation_folders=[]",
+    "data.procedural_share=1",
+    "data.sample_size=32",
+    "run.init=random",
+    "run.pretrained_model=demo",
+    "run.part_rates={}",
+    "run.baseline_clips=0",
+    "run.batch_size=4",
+    "loss.image_weight=0",
+    "loss.kl_weight=1.0e-5",
 ]
 
 
