@@ -29,6 +29,7 @@ from diffusers_vidvae.models.gap_dit import GapDiT, share_noise
 from diffusers_vidvae.schedulers.scheduling_flow_match_gap import FlowMatchGapScheduler, GapPlan, check_sigmas
 
 from .callbacks import check_callback_inputs
+from .compilation import CompileMixin
 from .flow_schedulers import FLOW_SCHEDULERS, dynamic_shift, is_flow_matching, takes_generator
 from .frame_conditioning import (
     GivenFrames,
@@ -74,7 +75,7 @@ EXAMPLE_DOC_STRING = """
 """
 
 
-class GapDiTPipeline(DiffusionPipeline, GapDiTLoraLoaderMixin):
+class GapDiTPipeline(DiffusionPipeline, GapDiTLoraLoaderMixin, CompileMixin):
     r"""Generates video: a `GapDiT` makes latent frames and gaps, a `FrameSelectVAE` all frames.
 
     A transformer that was trained with captions follows a prompt; others take none. Frames that are given (a photo to

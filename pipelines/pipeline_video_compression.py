@@ -49,6 +49,7 @@ from diffusers_vidvae.models.pixel_range import from_levels, to_levels
 
 from .any_latents import EncodedWindow, decode_any, encode_any
 from .callbacks import check_callback_inputs
+from .compilation import CompileMixin
 from .compression_budget import DEFAULT_QUALITY, Budget
 from .compression_search import TargetSearch, remembering
 from .encoded_clip import selection_options
@@ -86,7 +87,7 @@ EXAMPLE_DOC_STRING = """
 """
 
 
-class VideoCompressionPipeline(DiffusionPipeline):
+class VideoCompressionPipeline(DiffusionPipeline, CompileMixin):
     r"""Compresses videos to the latents of the frames that `FrameSelectVAE` finds worth keeping, and back.
 
     Clips of any length run in windows of the model's `clip_num_frames`, no more than two of which are in memory, and

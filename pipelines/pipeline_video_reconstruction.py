@@ -33,6 +33,7 @@ from diffusers_vidvae.models.frame_selection import SELECTION_MODES
 from diffusers_vidvae.models.tiling import is_out_of_memory
 
 from .callbacks import check_callback_inputs
+from .compilation import CompileMixin
 from .pipeline_output import ReconstructedFile, VideoReconstructionPipelineOutput
 
 
@@ -74,7 +75,7 @@ class ReconstructedPiece(NamedTuple):
     keep_mask: torch.Tensor | None = None
 
 
-class VideoReconstructionPipeline(DiffusionPipeline):
+class VideoReconstructionPipeline(DiffusionPipeline, CompileMixin):
     r"""Sends images and videos through an autoencoder and returns what comes back, with the size of what went in.
 
     It works with every image and video autoencoder of diffusers and with those of this package. Each takes sizes of

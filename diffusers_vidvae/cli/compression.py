@@ -9,7 +9,7 @@ import typer
 
 from . import console, forecast, models
 from .console import CommandError
-from .options import Device, Force, Fps, Json, Mode, Model, ModelDType, Output, Quantize, Seed, SizeMode
+from .options import Compile, Device, Force, Fps, Json, Mode, Model, ModelDType, Output, Quantize, Seed, SizeMode
 
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def compress(
     seed: Seed = None,
     device: Device = None,
     dtype: ModelDType = None,
+    compile: Compile = False,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -80,6 +81,8 @@ def compress(
     forecast.introduce(input)
     pipeline = load_compression_pipeline(model, device, dtype)
     with forecast.compressing(pipeline, input, rate_of_frames, size_mode.value):
+        if compile:
+            pipeline.enable_compile()
         compressed = pipeline.compress_file(
             input,
             output,
@@ -134,6 +137,7 @@ def decompress(
     lossless: Annotated[bool, typer.Option("--lossless", help="Write FFV1 (.mkv) or lossless WebP.")] = False,
     device: Device = None,
     dtype: ModelDType = None,
+    compile: Compile = False,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -147,6 +151,8 @@ def decompress(
     opened = pipeline.open_compressed(compressed)
     header = opened.header
     with forecast.decompressing(pipeline, header):
+        if compile:
+            pipeline.enable_compile()
         pipeline.decompress_file(
             opened, output, fps=rate_of_frames, audio_from=audio_from, overwrite=force, crf=crf, lossless=lossless
         )

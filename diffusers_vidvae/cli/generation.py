@@ -14,7 +14,7 @@ import typer
 
 from . import console, models, sources
 from .console import CommandError
-from .options import Device, Force, Json, Model, ModelDType, Seed
+from .options import Compile, Device, Force, Json, Model, ModelDType, Seed
 
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def generate(
     sheet: Annotated[Path | None, typer.Option("--contact-sheet", help="PNG of all frames to write, too.")] = None,
     device: Device = None,
     dtype: ModelDType = None,
+    compile: Compile = False,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -107,6 +108,8 @@ def generate(
     with open_output(output, rate, force) as write:
         pipeline = load_generation_pipeline(model, vae, models.Device.choose(device, dtype))
         pipeline.scheduler = make_scheduler(pipeline.scheduler, scheduler, shift)
+        if compile:
+            pipeline.enable_compile()
         result = pipeline(
             num_latent_frames=num_latent_frames,
             num_frames=num_frames,

@@ -73,6 +73,10 @@ Device = Annotated[
 ModelDType = Annotated[
     DType | None, typer.Option("--dtype", help="Type of the weights. Default: bfloat16 on CUDA, else float32.")
 ]
+Compile = Annotated[
+    bool,
+    typer.Option("--compile", help="Compile the model (torch.compile), which takes minutes at the start; for GPUs."),
+]
 Seed = Annotated[int | None, typer.Option(help="Seed of what is random.")]
 Fps = Annotated[
     str | None, typer.Option(help="Frame rate, such as `24` or `30000/1001`; the input is resampled to it by time.")

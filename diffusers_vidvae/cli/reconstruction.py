@@ -10,7 +10,7 @@ import typer
 
 from . import console, forecast, models
 from .console import CommandError
-from .options import Device, Force, Fps, Json, Mode, Model, ModelDType, Seed
+from .options import Compile, Device, Force, Fps, Json, Mode, Model, ModelDType, Seed
 
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def reconstruct(
     seed: Seed = None,
     device: Device = None,
     dtype: ModelDType = None,
+    compile: Compile = False,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -86,6 +87,8 @@ def reconstruct(
     bucket = None if size_bucket is None else size_bucket.value
     preprocess = not no_resize and type(vae).__name__ == "AutoencoderKL3D"
     with forecast.reconstructing(pipeline, input, preprocess, bucket, rate_of_frames):
+        if compile:
+            pipeline.enable_compile()
         result = pipeline.reconstruct_file(
             input,
             output,

@@ -1,11 +1,13 @@
 r"""What diffusers' optimisations cost and gain on every model of this package.
 
     python tests/benchmarks/bench_optimizations.py [--width 512] [--threads 2] [--repeats 5] [--models NAME ...]
+        [--rows NAME ...]
 
-For models of random weights: the change of the output (norm of the difference over the norm), and as ratios to the
-plain model the seconds of a run, the bytes of the weights that the model holds between runs and the peak of memory
-that loading and running (compilation included) add to the process. Each row is a process of its own, which times the
-plain model too, in turn with the optimised one.
+For models of random weights: the change of the output (norm of the difference over the norm), the seconds of the first
+run, which are mostly those of compilation where there is some, and as ratios to the plain model the seconds of a run,
+the bytes of the weights that the model holds between runs and the peak of memory that loading and running (compilation
+included) add to the process. `compiled` is what `--compile` and `enable_compile` do. Each row is a process of its own,
+which times the plain model too, in turn with the optimised one.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, _Attention
 from diffusers.utils import logging
 
 from diffusers_vidvae import AutoencoderKL3D, FrameSelectVAE, GapDiT
+from diffusers_vidvae.pipelines.compilation import compile_model
 
 
 MODELS = {"FrameSelectVAE": FrameSelectVAE, "AutoencoderKL3D": AutoencoderKL3D, "GapDiT": GapDiT}
@@ -38,6 +41,7 @@ ROWS = (
     "layerwise float8",
     "group offload to disk",
     "sequential offload",
+    "compiled",
     "compiled blocks",
     "compiled whole",
 )
@@ -100,6 +104,8 @@ def apply(model: ModelMixin, name: str, folder: str):
         import accelerate
 
         accelerate.cpu_offload(model, execution_device="cpu")
+    elif name == "compiled":
+        compile_model(model)
     elif name == "compiled blocks":
         torch._dynamo.config.recompile_limit = 64
         model.compile_repeated_blocks(fullgraph=True, dynamic=False)
@@ -137,7 +143,9 @@ def timed(model: ModelMixin) -> float:
 def measure(model_name: str, row: str, folder: str, repeats: int) -> dict[str, float]:
     before = peak_bytes()
     model = optimised(folder, MODELS[model_name], row)
+    start = time.perf_counter()
     output = run(model)
+    first = time.perf_counter() - start
     peak, weights = peak_bytes() - before, stored_bytes(model)
     # diffusers makes a model's backend that of all models that have chosen none.
     _AttentionBackendRegistry.set_active_backend(AttentionBackendName.NATIVE)
@@ -146,6 +154,7 @@ def measure(model_name: str, row: str, folder: str, repeats: int) -> dict[str, f
     pairs = [(timed(model), timed(plain)) for _ in range(repeats)]
     return {
         "change": float((output.float() - plain_output).norm() / plain_output.norm()),
+        "first": first,
         "time": median(mine for mine, _ in pairs) / median(other for _, other in pairs),
         "weights": weights / stored_bytes(plain),
         "peak": peak,
@@ -169,11 +178,11 @@ def table(model_name: str, options: argparse.Namespace):
     model = make_model(model_name, options.width)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"\n{model_name}, {parameters / 1e6:.1f} M parameters, {options.threads} threads", flush=True)
-    print(f"  {'':24s} {'change':>8s} {'time':>6s} {'weights':>8s} {'peak':>6s}")
+    print(f"  {'':24s} {'change':>8s} {'first':>8s} {'time':>6s} {'weights':>8s} {'peak':>6s}")
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         plain_peak = None
-        for row in ROWS:
+        for row in options.rows:
             if row in ATTENTION_ROWS and isinstance(model, AutoencoderKL3D):
                 continue
             try:
@@ -183,7 +192,7 @@ def table(model_name: str, options: argparse.Namespace):
                 continue
             plain_peak = plain_peak or result["peak"]
             ratios = f"{result['time']:6.2f} {result['weights']:8.2f} {result['peak'] / plain_peak:6.2f}"
-            print(f"  {row:24s} {result['change']:8.1e} {ratios}", flush=True)
+            print(f"  {row:24s} {result['change']:8.1e} {result['first']:6.1f} s {ratios}", flush=True)
 
 
 def main():
@@ -192,6 +201,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--rows", nargs="+", default=ROWS, choices=ROWS)
     parser.add_argument("--row", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
