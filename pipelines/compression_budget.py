@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 
-DEFAULT_QUALITY = 20.0
+DEFAULT_QUALITY = 30.0
 
 # Where dropping frames pays on real films with the embedded model: shares of the frames to keep, and the qualities
 # between which each is best, from dear to cheap.

@@ -185,7 +185,7 @@ class VideoCompressionPipeline(DiffusionPipeline, CompileMixin):
             generator: Source of the randomness of `"bernoulli"`, and of `"systematic"` if given; a list has one for
                 every clip.
             quality: Quality of the latents from 0 to 100. The noise that it adds is in proportion to the model's own
-                error, about a seventh of it at 50, and ten times more or less for every 20; 20 by default.
+                error, about a seventh of it at 50, and ten times more or less for every 20; 30 by default.
             target_size: Bytes that the file may have; frames (unless chosen above) and step are then chosen for the
                 best quality that fits. It keeps the latents of all frames in memory, as do the next two.
             target_bpp: The same as bits for each pixel of the clip.

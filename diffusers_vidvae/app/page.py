@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,9 +14,8 @@ from typing import Any
 
 import gradio as gr
 
+from diffusers_vidvae.assets import demo_film
 from diffusers_vidvae.codec import CompressedVideo
-from diffusers_vidvae.media import VideoWriter
-from diffusers_vidvae.media.moving_camera import FPS, moving_camera
 from diffusers_vidvae.pipelines.pipeline_gap_dit import GapDiTPipeline
 from diffusers_vidvae.pipelines.pipeline_video_compression import VideoCompressionPipeline
 
@@ -61,10 +61,7 @@ class Page:
 
     def take_demo_clip(self, request: gr.Request) -> str:
         path = self._session(request).new_folder("demo") / "demo.mp4"
-        with VideoWriter(path, FPS) as writer:
-            for frame in moving_camera(48, 160, 128):
-                writer.write(frame)
-        return str(path)
+        return str(shutil.copyfile(demo_film(), path))
 
     def announce_clip(self, video: str | None, side: int, request: gr.Request) -> None:
         self._session(request).want("clip", (video, side))

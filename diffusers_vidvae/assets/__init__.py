@@ -1,4 +1,4 @@
-"""The embedded demo models."""
+"""The embedded demo models, and a film to try them on."""
 
 from __future__ import annotations
 
@@ -22,3 +22,11 @@ def demo_model(purpose: str = "compression") -> str:
     if purpose not in PURPOSES:
         raise ValueError(f"`purpose` must be one of {PURPOSES}, got {purpose!r}.")
     return str(Path(__file__).parent / "demo")
+
+
+def demo_film() -> str:
+    """File of two seconds of film: a flower opens, 48 frames of 256x144 pixels.
+
+    From `flower.mp4` of https://github.com/mdn/shared-assets at af39d46, by the contributors of MDN Web Docs, CC0.
+    """
+    return str(Path(__file__).parent / "flower.mp4")

@@ -30,7 +30,7 @@ def load_compression_pipeline(model: str | None, device: str | None, dtype: Any 
 
 
 Quality = Annotated[
-    float | None, typer.Option(help="Quality of the latents, from 0 to 100. Default: 20.", show_default=False)
+    float | None, typer.Option(help="Quality of the latents, from 0 to 100. Default: 30.", show_default=False)
 ]
 TargetSize = Annotated[
     str | None, typer.Option(help="Size that the file may have, such as `200kB`; chooses frames and quality.")

@@ -153,7 +153,7 @@ def windows(num_frames: int) -> Iterator[LatentWindow]:
 
 
 CRFS = {"libx264": (24, 30, 36, 42, 48), "libx265": (24, 30, 36, 42, 48), "libsvtav1": (30, 40, 48, 56, 63)}
-QUALITIES = (8, DEFAULT_QUALITY, 35, 55, 80)
+QUALITIES = (8, 20, DEFAULT_QUALITY, 55, 80)
 RATES_AND_QUALITIES = ((0.5, 18), (0.25, 14), (0.25, 4))
 IMAGE_QUALITIES = {"JPEG": (5, 15, 30, 60), "WEBP": (1, 10, 30, 60)}
 
