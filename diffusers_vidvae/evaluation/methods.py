@@ -24,6 +24,7 @@ from .settings import RANDOM_MODE, UNCOUNTED_MODES, EvaluationSettings
 
 
 LATENT_BITS = 16
+CODED = "coded"
 
 
 def run_model(
@@ -31,8 +32,40 @@ def run_model(
 ) -> Part:
     r"""A clip through an autoencoder, at every setting that it knows."""
     if "FrameSelectVAE" in class_names(vae):
-        return FrameSelectSweep(vae, clip, settings, lpips).run()
-    return run_autoencoder(vae, clip, settings, lpips)
+        part = FrameSelectSweep(vae, clip, settings, lpips).run()
+    else:
+        part = run_autoencoder(vae, clip, settings, lpips)
+    coded, failures = run_coded(vae, clip, settings, lpips)
+    return Part(part.measured + coded, part.facts, part.failures | failures)
+
+
+def run_coded(
+    vae: ModelMixin, clip: EvaluationClip, settings: EvaluationSettings, lpips: PerceptualMetric | None = None
+) -> tuple[list[Measured], dict[str, str]]:
+    r"""A clip as coded `.fsv` files of all its frames, whose bytes count, and what could not be coded."""
+    pipeline = VideoCompressionPipeline(vae)
+    pipeline.set_progress_bar_config(disable=True)
+    size_mode = settings.size_mode if pipeline.selects_frames else "auto"
+    measured, failures = [], {}
+    for quality in settings.qualities:
+        try:
+            compressed = pipeline.compress(clip.pixels, quality=quality, size_mode=size_mode, fps=clip.fps)
+        except ValueError as error:
+            failures[f".fsv at quality {quality:g}"] = str(error)
+            continue
+        frames = np.concatenate([as_uint8(piece) for piece in pipeline.decompress_frames(compressed)])
+        options: dict[str, Any] = {
+            "boundaries": [window.start for window in compressed.selections[1:]],
+            "lpips": lpips,
+            "shown": quality == settings.qualities[0],
+            "mode": None,
+            "rate": 1.0,
+            "quantize": CODED,
+            "quality": quality,
+            "values_per_pixel": compressed.values_per_pixel,
+        }
+        measured.append(measure(clip, frames, 8 * compressed.num_bytes, method="model", **options))
+    return measured, failures
 
 
 def run_autoencoder(

@@ -15,12 +15,13 @@ from .codecs import CODECS
 from .generation.section import NOT_MEASURED, write_generation
 from .generation.summary import GenerationSummary
 from .measuring import STRIP_FRAMES
+from .methods import CODED
 from .pages import View, data_uri, render_page, render_player
 from .results import ResultsFolder
 from .run import CODEC_PART, ORIGINAL
 from .selection import FILLS
 from .statistics import Estimate
-from .summary import CHARTED, FIGURES, Point, Record, Summary, main_row, summarize
+from .summary import CHARTED, FIGURES, Point, Quality, Record, Summary, main_row, summarize
 from .tables import (
     NOTHING,
     Cell,
@@ -154,6 +155,8 @@ def _budget_text(budget: float | str | None) -> str:
         return f"{budget} of a window"
     if budget is None:
         return "its own"
+    if isinstance(budget, Quality):
+        return f"quality {budget:g}"
     return f"size {budget + 1}" if isinstance(budget, int) else f"{100 * budget:g} %"
 
 
@@ -304,6 +307,8 @@ def _describe(row: Record) -> str:
     figures = f"{row['psnr']:.2f} dB, {row['bits_per_pixel']:.3f} bit/px"
     if row.get("top_k"):
         return f"top {row['top_k']} of a window, {figures}"
+    if row.get("quantize") == CODED:
+        return f".fsv, quality {row['quality']:g}, {figures}"
     if row.get("keep_rate") is None:
         return figures
     fill = f", {row['method']}ed" if row["method"] in FILLS else ""
@@ -328,9 +333,18 @@ def _overview(summary: Summary, header: Record) -> str:
         of_frames = f" with {100 * sum(kept) / len(kept):.3g} % of the frames kept" if kept else ""
         items.append(
             f"<li><b>{escape(model)}</b> ({escape(header['classes'][model])}): {psnr:.2f} dB at {bits:.3f} bits per"
-            f" pixel{of_frames}, over {len(rows)} clips.</li>"
+            f" pixel{of_frames}{_coded_text(summary, model)}, over {len(rows)} clips.</li>"
         )
     return f"<ul>{''.join(items)}</ul>"
+
+
+def _coded_text(summary: Summary, model: str) -> str:
+    """What coded files of the first quality take."""
+    for point in summary.points:
+        if point.method.part == model and point.method.quantize == CODED:
+            bits, psnr = (point.figures[name].mean for name in ("bits_per_pixel", "psnr"))
+            return f"; as .fsv files {psnr:.2f} dB at {bits:.3f}"
+    return ""
 
 
 def _run_details(summary: Summary, header: Record, command: str | None) -> str:

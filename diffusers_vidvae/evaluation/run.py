@@ -16,7 +16,7 @@ from diffusers_vidvae.metrics import PerceptualMetric
 
 from .clips import EvaluationClip, demo_clips, load_clip
 from .measuring import Measured, Part, make_strip
-from .methods import run_codecs, run_model
+from .methods import CODED, run_codecs, run_model
 from .results import ResultsFolder
 from .settings import EvaluationSettings
 
@@ -114,14 +114,15 @@ def evaluate_clip(
 def codec_targets(
     known: dict[tuple[str, str], dict[str, Any]], clip: str, models: list[str], settings: EvaluationSettings
 ) -> list[int]:
-    """Sizes in bytes that the first model came to at its first mode and quantisation, from the smallest."""
+    """Sizes in bytes that the first model came to as coded files, and at its first mode and quantisation; sorted."""
     rows = known[clip, models[0]]["rows"]
     mode, quantize = settings.modes[0], settings.quantizations[0]
-    return sorted(
+    sizes = {
         row["num_bytes"]
         for row in rows
-        if row["method"] == "model" and row["mode"] in (mode, None) and row["quantize"] == quantize
-    )
+        if row["method"] == "model" and row["mode"] in (mode, None) and row["quantize"] in (quantize, CODED)
+    }
+    return sorted(sizes)
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:

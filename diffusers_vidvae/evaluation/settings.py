@@ -28,6 +28,8 @@ class EvaluationSettings:
         modes: How they are chosen: those of `FrameSelectVAE.select_frames`, and `"random"`, any frames with equal
             probability. The first is the one that codecs and other models are compared with.
         quantizations: How latents are stored; the first is that of comparisons.
+        qualities: Qualities of coded `.fsv` files of all frames, from 0 to 100, see
+            `VideoCompressionPipeline.compress`; the first is the one that is shown.
         top_k: Frames of every window to keep by probability, shown beside each other.
         codecs: Video codecs that compress the same clips to as many bytes.
         size_mode: How frames fit the model, see `VideoCompressionPipeline.compress`.
@@ -45,6 +47,7 @@ class EvaluationSettings:
     rates: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0)
     modes: tuple[str, ...] = ("systematic", "uniform", "random")
     quantizations: tuple[str, ...] = ("bf16", "int8")
+    qualities: tuple[float, ...] = (20.0, 5.0, 35.0, 50.0)
     top_k: tuple[int, ...] = (16, 8, 4, 1)
     codecs: tuple[str, ...] = tuple(CODECS)
     size_mode: str = "auto"
@@ -66,6 +69,8 @@ class EvaluationSettings:
             raise ValueError("`quantizations` must name at least one, got none.")
         if not self.rates or not all(0 < rate <= 1 for rate in self.rates):
             raise ValueError(f"`rates` must be in (0, 1], at least one, got {self.rates}.")
+        if not all(0 <= quality <= 100 for quality in self.qualities):
+            raise ValueError(f"`qualities` must be in [0, 100], got {self.qualities}.")
         for name in ("max_frames", "num_draws"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")

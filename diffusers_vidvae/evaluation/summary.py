@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .codecs import CODECS
+from .methods import CODED
 from .run import CODEC_PART, ORIGINAL
 from .statistics import Estimate, estimate_difference, estimate_mean, saved_bits
 
@@ -31,6 +32,10 @@ FIGURES: dict[str, tuple[str, int, bool]] = {
 CHARTED = ("psnr", "ssim", "ms_ssim", "lpips", "temporal_psnr", "psnr_dropped")
 
 
+class Quality(float):
+    """Budget of a coded file: its quality from 0 to 100."""
+
+
 class Method(NamedTuple):
     """A way to bring clips back. Fields that do not apply are None."""
 
@@ -43,6 +48,8 @@ class Method(NamedTuple):
     def label(self) -> str:
         if self.method in CODECS:
             return CODECS[self.method].label
+        if self.quantize == CODED:
+            return f"{self.part}: .fsv file"
         if self.mode is None:
             return self.part
         if self.method != "model":
@@ -115,7 +122,9 @@ def method_of(part: str, row: Row) -> Method:
 
 
 def budget_of(row: Row) -> float | str | None:
-    """What rows of different clips have in common: the rate, the frames of a window, or the codec's target."""
+    """What rows of different clips have in common: rate, quality, frames of a window, or the codec's target."""
+    if row.get("quantize") == CODED:
+        return Quality(row["quality"])
     if row.get("mode") == "top_k" and row.get("rate") is None:
         return f"top {row['top_k']}"
     return row["target"] if "target" in row else row["rate"]

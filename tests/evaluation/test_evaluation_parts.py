@@ -124,6 +124,7 @@ def test_charts_place_points_in_order_and_escape_names():
         ({"modes": ("bernoulli",)}, "must begin with one that keeps a given share"),
         ({"rates": (0.5, 2.0)}, r"`rates` must be in \(0, 1\]"),
         ({"codecs": ("mpeg2",)}, "`codecs` must be among"),
+        ({"qualities": (20, 120)}, r"`qualities` must be in \[0, 100\], got \(20, 120\)"),
         ({"side": 8}, "at least 16 pixels, got 8"),
         ({"max_frames": 0}, "`max_frames` must be at least 1, got 0"),
     ],

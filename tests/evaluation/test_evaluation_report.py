@@ -15,6 +15,7 @@ import torch
 from diffusers import AutoencoderTiny
 from tiny_autoencoders import frame_select_any_size
 
+from diffusers_vidvae import VideoCompressionPipeline
 from diffusers_vidvae.cli.app import run
 from diffusers_vidvae.evaluation import EvaluationSettings, evaluate_models, summarize, write_report
 from diffusers_vidvae.evaluation import run as running
@@ -26,7 +27,12 @@ from diffusers_vidvae.metrics import clip_psnr
 ROOT = Path(__file__).resolve().parents[2]
 
 SETTINGS = EvaluationSettings(
-    rates=(0.25, 1.0), modes=("systematic", "random"), quantizations=("bf16",), top_k=(2,), codecs=("x264",)
+    rates=(0.25, 1.0),
+    modes=("systematic", "random"),
+    quantizations=("bf16",),
+    qualities=(20.0, 60.0),
+    top_k=(2,),
+    codecs=("x264",),
 )
 
 
@@ -69,7 +75,7 @@ def rows_of(results, clip: str, part: str) -> list[dict]:
 
 def test_every_method_is_measured_on_every_clip(results):
     selecting = rows_of(results, "a.mkv", "selecting")
-    found = {(row["method"], row["mode"], row["rate"], row["top_k"]) for row in selecting}
+    found = {(row["method"], row["mode"], row["rate"], row.get("top_k")) for row in selecting}
     assert found == {
         ("model", "systematic", 0.25, None),
         ("repeat", "systematic", 0.25, None),
@@ -78,12 +84,26 @@ def test_every_method_is_measured_on_every_clip(results):
         ("model", "random", 0.25, None),
         ("model", "bernoulli", None, None),
         ("model", "top_k", None, 2),
+        ("model", None, 1.0, None),
     }
-    (tiny,) = rows_of(results, "a.mkv", "<tiny>")
+    tiny = rows_of(results, "a.mkv", "<tiny>")[0]
     assert tiny["bits_per_pixel"] == pytest.approx(16 * 4 / 64) and tiny["values_per_pixel"] == pytest.approx(4 / 64)
-    sizes = sorted({row["num_bytes"] for row in selecting if row["mode"] == "systematic"})
+    sizes = sorted({row["num_bytes"] for row in selecting if row["mode"] in ("systematic", None)})
     coded = rows_of(results, "a.mkv", "codecs")
     assert [row["target_bytes"] for row in coded] == sizes
+
+
+def test_coded_files_count_their_real_bytes(results, models, clips, tmp_path):
+    for name, model in models.items():
+        rows = [row for row in rows_of(results, "a.mkv", name) if row["quantize"] == "coded"]
+        assert [row["quality"] for row in rows] == [20.0, 60.0] and rows[0]["num_bytes"] < rows[1]["num_bytes"]
+        compressed = VideoCompressionPipeline(model).compress(
+            clips[0], quality=20.0, output=tmp_path / f"{len(name)}.fsv"
+        )
+        assert rows[0]["num_bytes"] == compressed.path.stat().st_size
+    summary = summarize(results.load(), results.header)
+    curves = {point.method.label: point.budget for point in summary.points if point.method.quantize == "coded"}
+    assert curves == {"selecting: .fsv file": 60.0, "<tiny>: .fsv file": 60.0}
 
 
 def test_kept_frames_fill_the_others(results, clips):
@@ -98,7 +118,7 @@ def test_figures_are_those_of_the_frames(results, models, clips):
     pixels = to_pixels(VideoReader(clips[0]).read().data)
     with torch.no_grad():
         frames = models["<tiny>"](pixels[0].transpose(0, 1)).sample.transpose(0, 1)[None]
-    (row,) = rows_of(results, "a.mkv", "<tiny>")
+    row = rows_of(results, "a.mkv", "<tiny>")[0]
     assert row["psnr"] == pytest.approx(clip_psnr(pixels, frames), abs=0.05)
     assert row["mse"] == pytest.approx(10 ** (-row["psnr"] / 10))
 
@@ -140,7 +160,7 @@ def test_summary_has_means_over_clips_and_names_what_is_missing(results):
     summary = summarize(results.load(), results.header)
     assert sorted(summary.clips) == ["a.mkv", "b.mkv"]
     psnrs = [rows_of(results, clip, "<tiny>")[0]["psnr"] for clip in summary.clips]
-    (point,) = [point for point in summary.points if point.method.part == "<tiny>"]
+    point = next(point for point in summary.points if point.method.part == "<tiny>")
     assert point.figures["psnr"].mean == pytest.approx(np.mean(psnrs)) and point.figures["psnr"].num_clips == 2
     notes = " ".join(summary.notes)
     assert "c.mp4: not a readable video" in notes and "MS-SSIM needs 176 pixels a side, which 2 clips do not" in notes
@@ -156,7 +176,7 @@ def test_report_is_one_file_that_needs_nothing_else(results, page):
     for name in ("psnr.png", "ssim.png", "points.csv", "clips.csv"):
         assert (results.folder / name).stat().st_size > 500
     lines = list(csv.DictReader((results.folder / "clips.csv").open()))
-    assert len(lines) == 2 * (7 + 1 + 2)
+    assert len(lines) == 2 * (7 + 2 + 1 + 2 + 4)
 
 
 def test_nothing_to_report_is_an_error(models, clips, tmp_path):

@@ -25,7 +25,13 @@ def driver_port() -> Iterator[int]:
 def report(tmp_path_factory) -> Path:
     vae = FrameSelectVAE.from_pretrained(demo_model(), subfolder="vae")
     settings = EvaluationSettings(
-        rates=(0.25, 1.0), modes=("systematic",), quantizations=("bf16",), top_k=(), codecs=("x264",), max_frames=16
+        rates=(0.25, 1.0),
+        modes=("systematic",),
+        quantizations=("bf16",),
+        qualities=(20.0,),
+        top_k=(),
+        codecs=("x264",),
+        max_frames=16,
     )
     return write_report(evaluate_models({"demo": vae}, [], tmp_path_factory.mktemp("report"), settings))
 
