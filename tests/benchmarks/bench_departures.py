@@ -1,6 +1,7 @@
 r"""What each departure of the demo models' configurations from the original's is worth: one training for each.
 
     python tests/benchmarks/bench_departures.py [--steps 500] [--seeds 0 1] [--output FOLDER] [--only NAME ...]
+    python tests/benchmarks/bench_departures.py --models latents --steps 400
 
 FrameSelectVAE: the first row is the demo's configuration (or `--vae-config`), every other row sets one option back to
 the original's. Steps, data, seeds and initialisation are the same; half of the steps have random masks, half train the
@@ -10,6 +11,11 @@ selection, at 32x32 pixels. PSNR in dB on procedural clips of another seed, and 
 
 GapDiT: the same on latents of the embedded autoencoder (or `--vae`). Error of the velocity at fixed noise levels,
 without that of the gaps; lengths are of sampled clips, whose training clips all had 16 frames.
+
+Latents: the embedded AutoencoderKL3D trained on at 32x32 pixels, alike but for one of the options that ask something
+of latents. PSNR on held-out procedural clips (what it costs), what transformed latents lose, and the error of the
+probe of `vidvae evaluate --generation` (what it gains: 1 is that of white noise), each with its difference to the
+first row; that of the probe over its seeds, with an interval by Student's t.
 
 Trainings that are finished in the output folder are not repeated.
 """
@@ -21,10 +27,12 @@ import tempfile
 from pathlib import Path
 
 import torch
+from bench_generation_probe import probe_models, settings_of
 from bench_selection import Codec, decibels, equal_counts, interval, procedural, uniform_mask
 
 from diffusers_vidvae import FlowMatchGapScheduler, FrameSelectVAE, GapDiT, GapDiTPipeline
-from diffusers_vidvae.training import train_frame_select_vae, train_gap_dit
+from diffusers_vidvae.evaluation.statistics import Estimate, estimate_difference, estimate_over_seeds
+from diffusers_vidvae.training import train_autoencoder_kl_3d, train_frame_select_vae, train_gap_dit
 from diffusers_vidvae.training.config import load_config
 from diffusers_vidvae.training.data import procedural_clips, stack_clips
 from diffusers_vidvae.training.launch import config_path
@@ -221,23 +229,59 @@ def transformer_table(options: argparse.Namespace, seed: int):
         )
 
 
+# Latents
+
+
+def latents_table(options: argparse.Namespace, seed: int):
+    print(f"Latents of AutoencoderKL3D, {options.steps} steps, seed {seed}: PSNR lost, and error of the probe gained")
+    names = [row for row in LATENT_ROWS if row == "demo" or row in options.only]
+    folders = {name: options.output / f"latents-{name}-{seed}" for name in names}
+    for name, folder in folders.items():
+        if not finished(folder):
+            overrides = LATENT_RECIPE + common(options, folder, seed) + LATENT_ROWS[name]
+            train_autoencoder_kl_3d.main("demo_autoencoder_kl_3d.yaml", overrides)
+    settings = settings_of(options.probe_steps, options.probe_seeds)
+    summary = probe_models([folder / "model" for folder in folders.values()], options.output, settings)
+    reference = summary.models[folders["demo"].name]
+    for name, folder in folders.items():
+        model = summary.models[folder.name]
+        print(f"  {name}")
+        for key in ("psnr", "gap_scale", "gap_shift", "gap_turn"):
+            values, base = (
+                {clip: figures[key] for clip, figures in known.latents["clips"].items()}
+                for known in (model, reference)
+            )
+            print(f"    {key:10s} {estimate_text(model.figures[key].mean, estimate_difference(values, base), name)}")
+        for key in ("error", "frechet"):
+            pairs = zip(getattr(model, f"{key}_by_seed"), getattr(reference, f"{key}_by_seed"), strict=True)
+            change = estimate_over_seeds([value - base for value, base in pairs])
+            print(f"    {key:10s} {estimate_text(getattr(model, key).mean, change, name)}")
+
+
+def estimate_text(value: float, change: Estimate | None, name: str) -> str:
+    if change is None or change.low is None or change.high is None:
+        return f"{value:.4f}"
+    return f"{value:8.4f} {changed(name, 0.0, change.mean, change.low, change.high)}"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    rows = sorted({*VAE_ROWS, *TRANSFORMER_ROWS})
+    rows = sorted({*VAE_ROWS, *TRANSFORMER_ROWS, *LATENT_ROWS})
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--clips", type=int, default=100, help="held-out clips, a multiple of 10")
     parser.add_argument("--output", type=Path, default=Path(tempfile.gettempdir()) / "vidvae_departures")
-    parser.add_argument("--models", nargs="+", default=["vae", "transformer"], choices=["vae", "transformer"])
+    tables = {"vae": vae_table, "transformer": transformer_table, "latents": latents_table}
+    parser.add_argument("--models", nargs="+", default=list(tables), choices=list(tables))
+    parser.add_argument("--probe-steps", type=int, default=300)
+    parser.add_argument("--probe-seeds", type=int, default=3)
     parser.add_argument("--vae-config", default="demo_frame_select_vae_32.yaml", help="the first row's configuration")
     parser.add_argument("--vae", default="demo", help="folder of the FrameSelectVAE that GapDiT is trained on")
     parser.add_argument("--only", nargs="+", default=rows, choices=rows)
     options = parser.parse_args()
     for seed in options.seeds:
-        if "vae" in options.models:
-            vae_table(options, seed)
-        if "transformer" in options.models:
-            transformer_table(options, seed)
+        for name in options.models:
+            tables[name](options, seed)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def test_one_control_scrubs_and_plays_every_method(browser):
         return [canvas.dataset.kept.split(" ").includes("9"), canvas.classList.contains("is-kept")];
     """)
     assert kept[0] == kept[1]
-    assert browser.run("return document.querySelectorAll('.player')[0].querySelectorAll('canvas').length") == 6
+    assert browser.run("return document.querySelectorAll('.player')[0].querySelectorAll('canvas').length") == 7
     browser.run("document.querySelector('.player .play').click()")
     browser.wait_until("return document.querySelector('.player input').value > 10")
     browser.run("document.querySelector('.player .play').click()")
