@@ -12,7 +12,7 @@ import torch
 from diffusers_vidvae.evaluation import EvaluationSettings, codecs
 from diffusers_vidvae.evaluation.charts import Series, draw_svg
 from diffusers_vidvae.evaluation.codecs import CODECS, ClipCodec
-from diffusers_vidvae.evaluation.selection import describe_probabilities, fill_frames, random_mask
+from diffusers_vidvae.evaluation.selection import describe_folder, describe_probabilities, fill_frames, random_mask
 from diffusers_vidvae.evaluation.statistics import estimate_difference, estimate_mean, saved_bits
 from diffusers_vidvae.metrics import bd_rate
 
@@ -51,6 +51,26 @@ def test_figures_of_keep_probabilities_are_those_of_all_masks():
     assert known["keep_rate_mean"] == pytest.approx(probs.mean(), abs=0.01)
     assert known["keep_rate_std"] == pytest.approx(np.sqrt((probs * (1 - probs)).sum()) / 5, abs=0.01)
     assert known["agreement_min"] == 0.5 and sum(known["histogram"]) == 5
+
+
+def test_figures_of_a_folder_are_those_of_all_its_masks():
+    """As `mask_identity_prob.py` and `evaluate.py` of the original project pool them."""
+    generator = np.random.default_rng(0)
+    clips = [generator.random(length) for length in (32, 32, 7)]
+    known = describe_folder(clips, [describe_probabilities(probs, num_draws=4000, seed=0) for probs in clips])
+    frames = np.concatenate(clips)
+    same = np.array([(probs**2 + (1 - probs) ** 2).prod() for probs in clips])
+    rates = np.concatenate([(generator.random((4000, len(probs))) < probs).mean(axis=1) for probs in clips])
+    assert (known["num_clips"], known["num_frames"]) == (3, 71)
+    assert known["keep_rate_mean"] == pytest.approx(rates.mean(), abs=0.01)
+    assert known["keep_rate_std"] == pytest.approx(rates.std(), abs=0.01)
+    assert known["compression"] == pytest.approx(1 / known["keep_rate_mean"])
+    assert known["agreement_median"] == pytest.approx(np.median(frames**2 + (1 - frames) ** 2))
+    for name in ("mean", "median", "std", "min", "max"):
+        assert known[f"identical_{name}"] == pytest.approx(getattr(np, name)(same))
+        assert known[name] == pytest.approx(getattr(np, name)(frames))
+    assert known["entropy"] == pytest.approx(-(frames * np.log2(frames) + (1 - frames) * np.log2(1 - frames)).mean())
+    assert sum(known["histogram"]) == 71
 
 
 # Codecs
