@@ -20,6 +20,7 @@ from .pages import View, data_uri, render_page, render_player
 from .results import ResultsFolder
 from .run import CODEC_PART, ORIGINAL
 from .selection import FILLS
+from .selection_section import write_selection
 from .statistics import Estimate
 from .summary import CHARTED, FIGURES, Point, Quality, Record, Summary, main_row, summarize
 from .tables import (
@@ -28,7 +29,6 @@ from .tables import (
     csv_text,
     difference_cell,
     estimate_cell,
-    number_cell,
     render_table,
     text_cell,
 )
@@ -51,7 +51,7 @@ PACKAGES = ("diffusers-vidvae", "torch", "diffusers", "av", "numpy")
 def write_report(
     results: ResultsFolder, command: str | None = None, generation: GenerationSummary | None = None
 ) -> Path:
-    r"""Writes `report.html`, `points.csv`, `clips.csv` and a picture of every chart beside the results.
+    r"""Writes `report.html`, tables as CSV (`points`, `clips`, `selection`) and every chart beside the results.
 
     Args:
         results: What was measured.
@@ -77,7 +77,7 @@ def write_report(
         points=_points_table(summary.points),
         comparisons=_comparisons(summary),
         generation=NOT_MEASURED if generation is None else write_generation(generation, results.folder),
-        selection=_selection(summary),
+        selection=write_selection(summary, results.folder),
         clips="".join(_clip(summary, results, clip, index) for index, clip in enumerate(summary.clips)),
         notes="".join(f"<li>{escape(note)}</li>" for note in notes) or "<li>Nothing is missing.</li>",
         run=_run_details(summary, results.header, command),
@@ -185,46 +185,6 @@ def _comparisons(summary: Summary) -> str:
         parts.append("<h3>Bits for the same PSNR (BD-rate; less than 0 needs fewer)</h3>")
         parts.append(render_table(["of", "against", "mean and its interval", "clips"], rows, "savings"))
     return "".join(parts) or "<p>There is one method only.</p>"
-
-
-SELECTION_COLUMNS = {
-    "keep_rate_mean": ("keep rate of drawn masks", 3),
-    "keep_rate_std": ("its deviation", 3),
-    "compression": ("frames for a kept one", 2),
-    "agreement_mean": ("two masks agree in a frame", 3),
-    "agreement_min": ("least", 3),
-    "log10_identical": ("in all, log10", 2),
-    "entropy": ("bits of a frame", 3),
-    "mask_entropy": ("bits of the mask", 1),
-    "mean": ("mean probability", 3),
-    "median": ("median", 3),
-    "std": ("deviation", 3),
-    "min": ("least", 3),
-    "max": ("most", 3),
-}
-
-
-def _selection(summary: Summary) -> str:
-    rows = []
-    for model in summary.models:
-        for clip in summary.clips:
-            record = summary.records.get((clip, model), {})
-            if "probabilities" not in record:
-                continue
-            known = record["probabilities"]
-            errors = {row["mode"]: row["mse"] for row in record["rows"] if row["method"] == "model"}
-            everything = [row["mse"] for row in record["rows"] if row["method"] == "model" and row.get("rate") == 1]
-            cells = [text_cell(clip), text_cell(model)]
-            for error in (everything[0] if everything else None, errors.get("bernoulli")):
-                cells.append(number_cell(error, 6))
-            cells += [number_cell(known[name], digits) for name, (_, digits) in SELECTION_COLUMNS.items()]
-            cells.append((" ".join(map(str, known["histogram"])), known["mean"]))
-            rows.append(cells)
-    if not rows:
-        return "<p>None of these models selects frames.</p>"
-    titles = [title for title, _ in SELECTION_COLUMNS.values()]
-    headings = ["clip", "model", "squared error, all frames", "squared error, drawn mask", *titles]
-    return render_table([*headings, "frames by tenths of probability"], rows, "selection")
 
 
 # Clips

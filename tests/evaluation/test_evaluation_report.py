@@ -179,6 +179,22 @@ def test_report_is_one_file_that_needs_nothing_else(results, page):
     assert len(lines) == 2 * (7 + 2 + 1 + 2 + 4)
 
 
+def test_all_that_the_original_reports_of_masks_is_there(results, page):
+    """What `evaluate.py`, `bernoulli_compression_demos.py` and `mask_identity_prob.py` print, on any folder."""
+    lines = list(csv.DictReader((results.folder / "selection.csv").open()))
+    assert {line["model"] for line in lines} == {"selecting"}
+    assert {line["clip"] for line in lines} == {"", "a.mkv", "b.mkv"}
+    known = {line["figure"]: float(line["value"]) for line in lines if not line["clip"]}
+    of_clips = [
+        {line["figure"]: float(line["value"]) for line in lines if line["clip"] == clip} for clip in ("a.mkv", "b.mkv")
+    ]
+    for name in ("mse_all", "mse_drawn", "keep_rate_mean", "mask_entropy"):
+        assert known[name] == pytest.approx(np.mean([clip[name] for clip in of_clips]))
+    assert known["identical_mean"] == pytest.approx(np.mean([10 ** clip["log10_identical"] for clip in of_clips]))
+    assert known["num_clips"] == 2 and sum(known[f"histogram_{tenth}"] for tenth in range(10)) == known["num_frames"]
+    assert 'id="selection-of-all"' in page and "in all frames, median" in page and "top 2 of a window" in page
+
+
 def test_nothing_to_report_is_an_error(models, clips, tmp_path):
     results = evaluate_models(models, clips[2:], tmp_path, SETTINGS)
     with pytest.raises(ValueError, match="None of the 1 clips could be read"):
