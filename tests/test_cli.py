@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -709,3 +710,31 @@ def test_processes_share_the_encoding_of_a_data_set(shared_media, results):
     assert json.loads(result.stdout)["num_clips"] == 2  # one report
     assert len(list((results / "latents").glob("*.safetensors"))) == 2
     assert json.loads((results / "latents" / "index.json").read_text())["complete"]
+
+
+# Memory
+
+MEASURE_PAGES = """
+import ctypes, resource
+from diffusers_vidvae.cli.models import keep_freed_memory
+
+library = ctypes.CDLL(None)
+library.malloc.restype = ctypes.c_void_p
+
+def pages(num_bytes=40_000_000):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = ctypes.c_void_p(library.malloc(ctypes.c_size_t(num_bytes)))
+    library.memset(block, 1, ctypes.c_size_t(num_bytes))
+    library.free(block)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+keep_freed_memory()
+print(pages(), pages())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep their ways")
+def test_freed_memory_is_there_for_what_comes_next():
+    result = subprocess.run([sys.executable, "-c", MEASURE_PAGES], capture_output=True, text=True, check=True)
+    fresh, again = map(int, result.stdout.split())
+    assert again < fresh / 10

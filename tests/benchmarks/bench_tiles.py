@@ -2,15 +2,17 @@ r"""Tiles of a `FrameSelectVAE` on real footage: time from file to file, next to
 
     python tests/benchmarks/bench_tiles.py CLIP [--tiles 64:0.25:16 128:0.125:4] [--frames 16] [--model FOLDER]
 
-A tile is its side in pixels, the overlap as a share of it, and how many run at once; `0` is for frames that are not
-cut. Each is used to compress the first frames of the clip, all of them kept, into an `.fsv` file, and to bring these
-back as H.264. Times are processor seconds of one thread. The floor is the time that the multiplications of the model
-take where nothing is computed twice, at the rate at which this machine multiplies large matrices in the same run.
+A tile is its side in pixels, the overlap as a share of it, and how many run at once. Each is used to compress the
+first frames of the clip, all of them kept, into an `.fsv` file, and to bring these back as H.264, with freed memory
+kept as `vidvae` does. Times are processor seconds of one thread. The floor is the time that the multiplications of the
+model take where nothing is computed twice, at the rate at which this machine multiplies large matrices in the same
+run. The peak of memory is that of the whole process so far.
 """
 
 from __future__ import annotations
 
 import argparse
+import resource
 import sys
 import tempfile
 import time
@@ -26,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from diffusers_vidvae import FrameSelectVAE, VideoCompressionPipeline, demo_model  # noqa: E402
+from diffusers_vidvae.cli.models import keep_freed_memory  # noqa: E402
 from diffusers_vidvae.media import VideoReader, VideoWriter  # noqa: E402
 
 
@@ -37,6 +40,7 @@ def main() -> None:
     parser.add_argument("--model", default=demo_model(), help="folder of a pipeline; by default the demo model")
     options = parser.parse_args()
 
+    keep_freed_memory()
     vae = FrameSelectVAE.from_pretrained(options.model, subfolder="vae").eval()
     pipeline = VideoCompressionPipeline(vae)
     pipeline.set_progress_bar_config(disable=True)
@@ -66,7 +70,9 @@ def print_row(pipeline: VideoCompressionPipeline, clip: Path, tile: str, floor: 
     psnr = 10 * np.log10(255**2 / np.square(decoded - original).mean())
     share = 100 * floor / sum(seconds)
     size = f"{compressed.stat().st_size / 1e3:.0f} kB"
-    print(f"{tile:16} {seconds[0]:8.1f} s {seconds[1]:8.1f} s {share:6.1f} % {psnr:7.2f} dB {size:>9}", flush=True)
+    peak = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:.0f} MB"
+    row = f"{tile:16} {seconds[0]:8.1f} s {seconds[1]:8.1f} s {share:6.1f} % {psnr:7.2f} dB"
+    print(f"{row} {size:>9} {peak:>8}", flush=True)
 
 
 def processor_seconds(function: Callable[[], object]) -> float:
