@@ -379,6 +379,10 @@ class VideoCompressionPipeline(DiffusionPipeline, CompileMixin):
         size_fit, (height, width), tile = self._fit_size(clip, size_mode)
         side = max(height, width) if tile is None else tile.size
         clip_num_frames, _ = plan_windows(self.vae, height, width, side, clip.name)
+        if clip_num_frames < config.clip_num_frames:
+            logger.info(
+                f"{clip.name}: windows of {clip_num_frames} frames, not {config.clip_num_frames}, to save memory."
+            )
         return FsvHeader(
             num_frames=0,
             height=clip.height,

@@ -54,7 +54,8 @@ def plan_memory(model: VideoAutoencoder, height: int, width: int, chunk_frames: 
     r"""Chooses chunks, and for lack of memory tiles, that change nothing in the result but what tiles do.
 
     Only models that lose nothing by chunks, image models and `AutoencoderKL3D`, get any, and `FrameSelectVAE` its
-    windows. To other video models a chunk is a clip of its own, so they run whole, unless `chunk_frames` says so.
+    windows, and tiles where frames are larger than its usual ones, to which attention costs more the larger frames
+    are. To other video models a chunk is a clip of its own, so they run whole, unless `chunk_frames` says so.
 
     Args:
         model: The autoencoder.
@@ -75,7 +76,8 @@ def plan_memory(model: VideoAutoencoder, height: int, width: int, chunk_frames: 
         chunk_frames = chunk_frames or max(min(usual, fitting), ratio)
         return MemoryPlan(chunk_frames, tiled=model.can_tile and fitting < ratio)
     if model.is_a("FrameSelectVAE"):
-        return MemoryPlan(model.vae.config.clip_num_frames)
+        is_large = model.vae.takes_any_size and max(height, width) > model.vae.usual_tile[0]
+        return MemoryPlan(model.vae.config.clip_num_frames, tiled=model.can_tile and is_large)
     return MemoryPlan(chunk_frames)
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from diffusers_vidvae import FrameSelectVAE
-from diffusers_vidvae.autoencoders import memory
-from diffusers_vidvae.autoencoders.memory import control_group_rooms, free_memory, plan_windows
+from diffusers_vidvae.autoencoders import memory, open_autoencoder
+from diffusers_vidvae.autoencoders.memory import control_group_rooms, free_memory, plan_memory, plan_windows
 from tests.training.conftest import TINY_VAE
 
 
@@ -28,6 +28,12 @@ def test_windows_and_tiles_shrink_with_the_memory_until_one_tile_does_not_fit(va
             sizes.append(plan_windows(vae, 360, 640, 16, "clip.mp4"))
     assert sizes[0] == (vae.config.clip_num_frames, vae.tiles_per_batch)
     assert sizes == sorted(sizes, reverse=True) and sizes[-1][0] == 1
+
+
+def test_frames_larger_than_a_tile_are_tiled_and_smaller_ones_are_not(vae):
+    model, (side, _) = open_autoencoder(vae), vae.usual_tile
+    assert vae.takes_any_size
+    assert plan_memory(model, side, side + 8).tiled and not plan_memory(model, side, side).tiled
 
 
 def test_free_memory_is_what_the_machine_and_its_control_groups_leave():
