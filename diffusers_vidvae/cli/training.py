@@ -26,10 +26,16 @@ if TYPE_CHECKING:
 
     from diffusers_vidvae.autoencoders.latent_statistics import LatentStatistics
     from diffusers_vidvae.codec.latents_basis import LatentsBasis
+    from diffusers_vidvae.training.encoding import EncodingReport
 
 
 # Beside the config.json of an autoencoder whose config has no place for them.
 STATISTICS_FILE = "latent_statistics.json"
+
+
+class Engine(str, Enum):
+    accelerate = "accelerate"
+    ray = "ray"
 
 
 class TrainedModel(str, Enum):
@@ -134,6 +140,15 @@ def encode_dataset(
     latent_type: Annotated[str, typer.Option(help="fp16, bf16, fp32, int8 or coded:QUALITY.")] = "fp16",
     max_damaged: Annotated[float, typer.Option(min=0, max=1, help="Share of clips that may be unreadable.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Seed of the choice of clips and crops.")] = 0,
+    webdataset: Annotated[
+        bool, typer.Option("--webdataset", help="Write every shard as a tar file that webdataset reads, too.")
+    ] = False,
+    engine: Annotated[
+        Engine, typer.Option(help="ray: actors of a Ray cluster, of RAY_ADDRESS or of this machine alone.")
+    ] = Engine.accelerate,
+    actors: Annotated[
+        int | None, typer.Option(min=1, help="Most Ray actors at once. Default: GPUs, or processors without these.")
+    ] = None,
     device: Device = None,
     dtype: ModelDType = None,
     json: Json = False,
@@ -148,6 +163,8 @@ def encode_dataset(
     from diffusers_vidvae.training.data import ClipDataset, EveryWindow
     from diffusers_vidvae.training.encoding import encode_dataset as encode
 
+    if actors is not None and engine is not Engine.ray:
+        raise CommandError("--actors: needs --engine ray.")
     place = models.Device.choose(device, dtype)
     accelerator = Accelerator(cpu=place.device == "cpu")
     vae = models.load_model(model, place)
@@ -164,21 +181,33 @@ def encode_dataset(
     with accelerator.local_main_process_first():
         clips = EveryWindow(data) if num_clips is None else ClipDataset(data, seed)
     count = len(clips) if isinstance(clips, EveryWindow) else cast(int, num_clips)
-    done = encode(vae, clips, output, count, shard_size, batch_size, accelerator, workers, latent_type, max_damaged)
+    settings: dict[str, Any] = {
+        "shard_size": shard_size,
+        "batch_size": batch_size,
+        "num_workers": workers,
+        "latent_type": latent_type,
+        "max_damaged": max_damaged,
+        "webdataset": webdataset,
+    }
+    if engine is Engine.ray:
+        from diffusers_vidvae.training.ray_engine import encode_with_ray
+
+        done = encode_with_ray(vae, clips, output, count, num_actors=actors, **settings)
+    else:
+        done = encode(vae, clips, output, count, accelerator=accelerator, **settings)
     if not accelerator.is_main_process:
         return
-    report = {
-        "output": output,
-        "model": models.model_name(model),
-        "num_clips": done.num_clips,
-        "num_frames": data.num_frames,
-        "damaged": done.damaged,
-        "waited": done.waited,
-        "seconds": done.seconds,
-    }
+    report = {"output": output, "model": models.model_name(model), "num_clips": done.num_clips}
+    print_encoded(report | {"num_frames": data.num_frames}, done, json)
+
+
+def print_encoded(report: dict[str, Any], done: EncodingReport, json: bool) -> None:
+    """Prints what was encoded, and how long the model waited for clips."""
+    report |= {"damaged": done.damaged, "waited": done.waited, "seconds": done.seconds}
     waited = None if done.waited is None else f"{done.waited:.0%} of {done.seconds:.0f} s for clips"
-    fields = {"model": report["model"], "clips": f"{done.num_clips} of {data.num_frames} frames", "waited": waited}
-    console.print_result(report, json, str(output), fields)
+    clips = f"{done.num_clips} of {report['num_frames']} frames"
+    fields = {"model": report["model"], "clips": clips, "waited": waited}
+    console.print_result(report, json, str(report["output"]), fields)
     for clip in () if json else done.damaged:
         console.print_warning(clip["error"])
 

@@ -21,12 +21,12 @@ from typing import Any, Protocol
 import torch
 from diffusers import ModelMixin
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch.utils.data import Dataset, Sampler
 
 from diffusers_vidvae.codec import AxesCycle, LatentsBasis
 from diffusers_vidvae.codec.quantization import quantize
-from diffusers_vidvae.files import atomic_path
+from diffusers_vidvae.files import write_file
 from diffusers_vidvae.fingerprints import model_fingerprint
 
 from .coded_latents import code_clips, coded_quality, decode_clip, read_coding
@@ -84,9 +84,8 @@ def write_shard(
         texts = [text for batch in batches for text in batch[name]]
         tensors |= pack_texts(texts, name, ends) if any(texts) else {}
     contiguous = {name: values.contiguous() for name, values in tensors.items()}
-    with atomic_path(path) as temporary:
-        # One entry, since safetensors writes several in any order.
-        save_file(contiguous, temporary, metadata={"about": json.dumps(about)})
+    # One entry, since safetensors writes several in any order.
+    write_file(path, save(contiguous, {"about": json.dumps(about)}))
 
 
 def _stored(name: str, values: torch.Tensor, latent_type: str) -> dict[str, torch.Tensor]:
@@ -127,13 +126,13 @@ def channel_statistics(paths: list[Path]) -> dict[str, Any]:
     counts: list[int] = []
     damaged: list[dict[str, Any]] = []
     for path in paths:
-        shard = _open_shard(path)
+        shard = open_shard(path)
         about = json.loads((shard.metadata() or {}).get("about", "{}"))
         damaged += about.get("damaged", [])
-        counts.append(_num_clips(shard))
+        counts.append(num_clips(shard))
         if not counts[-1]:
             continue
-        mean, std = _latents(shard, "mean").double(), _latents(shard, "std").double()
+        mean, std = read_latents(shard, "mean").double(), read_latents(shard, "std").double()
         # A latent frame is real if it holds a real frame.
         frames = shard.get_tensor("num_frames")[:, None]
         step = about.get("clip_frames", mean.shape[2]) / mean.shape[2]
@@ -152,35 +151,35 @@ def channel_statistics(paths: list[Path]) -> dict[str, Any]:
     }
 
 
-def _open_shard(path: Path) -> Any:
+def open_shard(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: is no whole shard of latents ({error}); remove it and encode again.") from error
 
 
-def _num_clips(shard: Any) -> int:
+def num_clips(shard: Any) -> int:
     return shard.get_slice("num_frames").get_shape()[0] if "num_frames" in shard.keys() else 0  # noqa: SIM118
 
 
-def _latents(shard: Any, name: str, rows: slice | int = slice(None)) -> torch.Tensor:
+def read_latents(shard: Any, name: str, rows: slice | int = slice(None)) -> torch.Tensor:
     names = set(shard.keys())
     if "coded" in names:
-        return _coded_latents(shard, name, rows)
+        return _codedread_latents(shard, name, rows)
     if name not in names:  # latents that are points
-        return torch.zeros_like(_latents(shard, "mean", rows))
+        return torch.zeros_like(read_latents(shard, "mean", rows))
     scales = shard.get_slice(f"{name}_scales")[rows] if f"{name}_scales" in names else None
     return _restored(shard.get_slice(name)[rows], scales)
 
 
-def _coded_latents(shard: Any, name: str, rows: slice | int) -> torch.Tensor:
+def _codedread_latents(shard: Any, name: str, rows: slice | int) -> torch.Tensor:
     coding = read_coding(shard.metadata()["about"])
     if name == "std" and "std" in shard.keys():  # noqa: SIM118
         std = shard.get_slice("std")[rows]
         return std.expand(*std.shape[:-4], *coding.shape)
     if isinstance(rows, int):
         return torch.zeros(coding.shape) if name == "std" else decode_clip(shard, rows, coding)
-    clips = [_coded_latents(shard, name, row) for row in range(_num_clips(shard))[rows]]
+    clips = [_codedread_latents(shard, name, row) for row in range(num_clips(shard))[rows]]
     return torch.stack(clips)
 
 
@@ -259,7 +258,7 @@ class LatentDataset(Dataset):
     def clip(self, index: int) -> dict[str, Any]:
         """An encoded clip by its place in the set."""
         shard, row = self._find(index)
-        item = {name: _latents(shard, name, row) for name in ("mean", "std")}
+        item = {name: read_latents(shard, name, row) for name in ("mean", "std")}
         num_frames = shard.get_slice("num_frames")[row]
         if "keep_probs" not in shard.keys():  # noqa: SIM118
             return item | {"num_frames": num_frames}
@@ -281,7 +280,7 @@ class LatentDataset(Dataset):
 
     def _shard(self, number: int) -> Any:
         if number not in self._open:
-            self._open[number] = _open_shard(self.shards[number])
+            self._open[number] = open_shard(self.shards[number])
         return self._open[number]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -297,7 +296,7 @@ def _full_counts(index: dict[str, Any]) -> list[int]:
 
 def _kept_counts(shard: Any) -> torch.Tensor:
     """Expected number of kept frames of every clip of a shard."""
-    if not _num_clips(shard):
+    if not num_clips(shard):
         return torch.zeros(0, dtype=torch.int32)
     probs, num_frames = shard.get_tensor("keep_probs"), shard.get_tensor("num_frames")
     real = torch.arange(probs.shape[1]) < num_frames[:, None]
