@@ -241,6 +241,9 @@ OPERATIONAL_FIELDS = frozenset(
         "trackers",
         "pretrained_model",
         "compile_blocks",
+        # Their product with the number of processes may not; see `Trainer`.
+        "batch_size",
+        "gradient_accumulation_steps",
     )
 ) | {"data.num_workers", "data.cached_side", "data.validation_folders", "data.index"}
 

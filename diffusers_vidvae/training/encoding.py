@@ -152,6 +152,8 @@ class EncodingJob:
             ValueError: A shard is not whole, or too many clips are damaged.
         """
         folder = self.settings.output_dir
+        for half in folder.glob(".*.tmp.*"):  # left by what was killed
+            half.unlink()
         summary = channel_statistics([folder / name for name in self.shards])
         check_damaged(summary["damaged"], self.description["num_clips"], self.settings.max_damaged)
         index = self.description | {"complete": True, "shards": list(self.shards)} | summary

@@ -21,6 +21,7 @@ from diffusers import ModelMixin
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
@@ -312,6 +313,7 @@ class Trainer:
             return
         state = {"step": self.step, "elapsed_seconds": self.elapsed_seconds, "config": self.config}
         state["averages"] = self.averages.sums
+        state |= {"clips": self._clips()}
         if self.ema is not None:
             state["ema_step"] = self.ema.optimization_step
         write_checkpoint(
@@ -328,13 +330,15 @@ class Trainer:
     def _write_checkpoint_files(self, folder: Path) -> None:
         self.accelerator.save_state(str(folder / "state"))
         if self.ema is not None:
-            shadow = {str(i): local_tensor(values) for i, values in enumerate(self.ema.shadow_params)}
-            if sharded(self.accelerator) or self.accelerator.is_main_process:
-                save_file(shadow, folder / self._ema_file())
+            shadow = {str(i): whole_tensor(values) for i, values in enumerate(self.ema.shadow_params)}
+            if self.accelerator.is_main_process:
+                save_file(shadow, folder / EMA_FILE)
         self._save_model(folder / "model")
 
-    def _ema_file(self) -> str:
-        return f"rank{self.accelerator.process_index}-{EMA_FILE}" if sharded(self.accelerator) else EMA_FILE
+    def _clips(self) -> dict[str, int]:
+        """Clips of a step, and of one forward pass of all processes."""
+        forward = self.run.batch_size * self.accelerator.num_processes
+        return {"step": forward * self.run.gradient_accumulation_steps, "forward": forward}
 
     def _save_model(self, folder: Path) -> None:
         """Saves the averaged model as a diffusers folder, and beside it what is saved with it."""
@@ -373,19 +377,28 @@ class Trainer:
 
     def _resume(self, folder: Path) -> None:
         state = read_state(folder, self.config, self.default_config)
+        self._check_clips(folder, state)
         self.accelerator.load_state(str(folder / "state"))
         self.step, self.elapsed_seconds = state["step"], state["elapsed_seconds"]
         self.averages = Averages(state.get("averages"))
         self.saved_step = self.step
         if self.ema is not None:
-            path = folder / self._ema_file()
-            if not path.is_file():
-                raise CheckpointError(f"{path}: missing; resume with the number of processes that wrote {folder}.")
-            shadow = load_file(path)
+            shadow = load_file(folder / EMA_FILE)
             for i, values in enumerate(self.ema.shadow_params):
-                local_tensor(values).copy_(shadow[str(i)])
+                copy_whole(values, shadow[str(i)])
             self.ema.optimization_step = state["ema_step"]
         self.accelerator.print(f"Resumed from {folder} at step {self.step}.")
+
+    def _check_clips(self, folder: Path, state: dict[str, Any]) -> None:
+        """Refuses steps of more or fewer clips, after which draws would be left out or come twice."""
+        here, counted = self._clips(), "step" if getattr(self.dataset, "sorted_batches", 1) == 1 else "forward"
+        before = state.get("clips", here)[counted]
+        if before != here[counted]:
+            what = "an optimiser step" if counted == "step" else "a forward pass, which is sorted,"
+            raise CheckpointError(
+                f"{folder}: {what} had {before} clips over all processes, not {here[counted]}; choose"
+                " `run.batch_size` and `run.gradient_accumulation_steps` for this number of processes."
+            )
 
     def _trim_metrics(self) -> None:
         """Forgets what was logged after the checkpoint that this run continues from; makes up for its validation."""
@@ -438,9 +451,16 @@ def sharded(accelerator: Accelerator) -> bool:
     return accelerator.distributed_type == "FSDP"
 
 
-def local_tensor(values: torch.Tensor) -> torch.Tensor:
-    """This process's part of a sharded tensor."""
-    return values.to_local() if hasattr(values, "to_local") else values
+def whole_tensor(values: torch.Tensor) -> torch.Tensor:
+    """A tensor, gathered from all processes if each has a part of it."""
+    return values.full_tensor() if isinstance(values, DTensor) else values
+
+
+def copy_whole(values: torch.Tensor, whole: torch.Tensor) -> None:
+    """Fills a tensor, of which each process may have a part, with a whole one."""
+    if isinstance(values, DTensor):
+        whole = distribute_tensor(whole.to(values.device), values.device_mesh, values.placements)
+    values.copy_(whole)
 
 
 def _tracker_values(config: dict[str, Any]) -> dict[str, Any]:

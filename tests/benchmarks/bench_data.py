@@ -1,16 +1,22 @@
 r"""What reading, encoding and finding data costs, and what a hundred million clips would take.
 
-    python tests/benchmarks/bench_data.py [--clips FOLDER] [--count 64] [--workers 0 1 2] [--entries 1000000]
+    python tests/benchmarks/bench_data.py [--clips FOLDER] [--count 64] [--workers 0 1 2] [--processes 1 2]
+        [--entries 1000000]
 
-Clips a second: decoding alone, encoding alone (clips in memory), both with so many loading processes, and reading
-latents back; then the time and memory of starting with an index of so many entries. The plan at the end scales the
-measured bytes and rates; a rate of a GPU has to be assumed, and is (`--gpu-clips`, clips a second).
+Clips a second: decoding alone, encoding alone (clips in memory), both with so many loading workers and with so many
+processes that share the shards, and reading latents back; then the time and memory of starting with an index of so
+many entries, and the time of a checkpoint. Workers and processes show something where there are cores for them, one
+each. The plan at the end scales the measured bytes and rates; a rate of a GPU has to be assumed, and is
+(`--gpu-clips`, clips a second).
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
 import resource
+import socket
 import subprocess
 import sys
 import tempfile
@@ -22,12 +28,14 @@ from accelerate import Accelerator
 
 from diffusers_vidvae import FrameSelectVAE, demo_model
 from diffusers_vidvae.media import VideoWriter
-from diffusers_vidvae.training.config import DataConfig
-from diffusers_vidvae.training.data import EveryWindow
+from diffusers_vidvae.training.config import DataConfig, RunConfig
+from diffusers_vidvae.training.data import ClipDataset, EveryWindow
 from diffusers_vidvae.training.encoding import encode_dataset
 from diffusers_vidvae.training.latent_shards import LatentDataset
 from diffusers_vidvae.training.media_index import HEADER, read_index
 from diffusers_vidvae.training.procedural import ProceduralClips
+from diffusers_vidvae.training.train_frame_select_vae import FrameSelectObjective, TrainFrameSelectVAEConfig
+from diffusers_vidvae.training.trainer import Trainer
 
 
 PLAN = 100_000_000
@@ -68,8 +76,65 @@ def measure_rates(windows: EveryWindow, workers: list[int], folder: Path) -> dic
     return rates | {"bytes": size / count}
 
 
-def measure_index(path: Path, entries: int) -> None:
-    """Time and memory of reading an index, in a process of its own."""
+def encode_with(windows: EveryWindow, target: Path, rank: int, processes: int, port: int) -> None:
+    """What one of several processes encodes, one thread each."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    vae = FrameSelectVAE.from_pretrained(demo_model(), subfolder="vae").eval()
+    encode_dataset(vae, windows, target, len(windows), 8, 8, Accelerator(cpu=True))
+
+
+def measure_processes(windows: EveryWindow, counts: list[int], folder: Path) -> dict[str, float]:
+    """Clips a second of so many processes, their start included, and how efficient they are against the first."""
+    rates: dict[str, float] = {}
+    cores = len(os.sched_getaffinity(0))
+    for count in counts:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        context, target = multiprocessing.get_context("fork"), folder / f"processes-{count}"
+        started = time.perf_counter()
+        running = [
+            context.Process(target=encode_with, args=(windows, target, rank, count, port)) for rank in range(count)
+        ]
+        for process in running:
+            process.start()
+        for process in running:
+            process.join()
+        rates[f"{count} processes"] = rate = len(windows) / (time.perf_counter() - started)
+        first = rates[f"{counts[0]} processes"]
+        if cores < count:
+            print(f"{count} processes share {cores} cores, which says nothing of how they scale")
+        else:
+            print(f"{count} processes: efficiency {rate / first * counts[0] / count:.2f}")
+    return rates
+
+
+def measure_saving(folder: Path) -> None:
+    """Time of a checkpoint beside that of a training step, for the demo model."""
+    run = RunConfig(
+        output_dir=str(folder), max_steps=8, batch_size=8, cpu=True, mixed_precision="fp32", validate_every=0
+    )
+    config = TrainFrameSelectVAEConfig(data=DataConfig(num_procedural_clips=100), run=run)
+    vae = FrameSelectVAE.from_pretrained(demo_model(), subfolder="vae")
+    trainer = Trainer(FrameSelectObjective(vae, config), ClipDataset(config.data), config)
+    batches, folder_of = trainer._batches(), folder / "checkpoint-00000004"
+    trainer._optimize(batches)
+    start = time.perf_counter()
+    for _ in range(3):
+        trainer._optimize(batches)
+    step, start, trainer.step = (time.perf_counter() - start) / 3, time.perf_counter(), 4
+    trainer._save_checkpoint()
+    saving = time.perf_counter() - start
+    size = sum(path.stat().st_size for path in folder_of.rglob("*") if path.is_file())
+    print(
+        f"a checkpoint of {size / 1e6:.0f} MB takes {saving:.2f} s, {saving / step:.1f} steps of 8 clips on this core:"
+        f" {saving / (saving + 500 * step):.2%} of a training that saves every 500; {size / saving / 1e6:.0f} MB/s"
+    )
+
+
+def measure_index(path: Path, entries: int) -> dict[str, float]:
+    """Time and memory of reading an index, in a process of its own; bytes of an entry."""
     entry = (
         '{{"path": "shard/{0:08d}.mp4", "size": 81920, "modified": 1700000000000000000, "fingerprint": "{0:016x}",'
         ' "kind": "video", "width": 640, "height": 360, "num_frames": 250, "fps": 25, "seconds": 10, "start": 0}}'
@@ -78,7 +143,9 @@ def measure_index(path: Path, entries: int) -> None:
         file.write(str(HEADER).replace("'", '"') + "\n")
         file.writelines(entry.format(number) + "\n" for number in range(entries))
     script = [sys.executable, __file__, "--read-index", str(path)]
-    print(subprocess.run(script, check=True, capture_output=True, text=True).stdout.strip())
+    said = subprocess.run(script, check=True, capture_output=True, text=True).stdout.splitlines()
+    print(said[0])
+    return {"index bytes": path.stat().st_size / entries, "index memory": float(said[1]) / entries}
 
 
 def read_index_alone(path: Path) -> None:
@@ -91,16 +158,22 @@ def read_index_alone(path: Path) -> None:
         f"index of {len(index)} entries ({path.stat().st_size / 1e6:.0f} MB on disk): {seconds:.1f} s,"
         f" {(peak - before) / 1e3:.0f} MB beside the {before / 1e3:.0f} MB of the libraries"
     )
+    print((peak - before) * 1e3)
 
 
 def plan(rates: dict[str, float], gpu_clips: float) -> None:
     core_hours, gpu_hours = PLAN / rates["encode"] / 3600, PLAN / gpu_clips / 3600
     print(f"\n{PLAN:,} clips:")
-    print(f"  {PLAN * rates['bytes'] / 1e12:.2f} TB of latents in {PLAN // SHARD:,} shards of {SHARD} clips")
+    print(f"  {PLAN * rates['bytes'] / 1e12:.2f} TB of latents in {-(-PLAN // SHARD):,} shards of {SHARD} clips")
+    on_disk, in_memory = (PLAN * rates[f"index {name}"] / 1e9 for name in ("bytes", "memory"))
+    print(f"  {on_disk:.0f} GB of index on disk, {in_memory:.0f} GB in memory")
     print(f"  {core_hours:,.0f} hours of this core to encode")
     print(f"  {gpu_hours:,.0f} GPU hours to encode at {gpu_clips:.0f} clips a second")
     print(f"  {gpu_clips / rates['decode']:.1f} cores like this one to decode for such a GPU")
-    print("  first to break: decoding, then the number of shards in one folder and the index of one machine")
+    print(
+        "  first to break: decoding, for which a GPU needs that many cores; then the index, all of which every machine"
+        " holds (split it, one for each machine); then the files in one folder (larger shards)"
+    )
 
 
 def main() -> None:
@@ -108,6 +181,7 @@ def main() -> None:
     parser.add_argument("--clips", type=Path, help="folder of videos; by default procedural ones")
     parser.add_argument("--count", type=int, default=32, help="procedural films")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--entries", type=int, default=1_000_000)
     parser.add_argument("--gpu-clips", type=float, default=500.0)
     parser.add_argument("--read-index", type=Path, help=argparse.SUPPRESS)
@@ -123,11 +197,13 @@ def main() -> None:
             clips.mkdir()
             write_clips(clips, options.count)
         windows = EveryWindow(DataConfig([str(clips)], procedural_share=0.0, num_frames=16, sample_size=64))
-        rates = measure_rates(windows, options.workers, folder)
+        rates = measure_processes(windows, options.processes, folder)  # forks, before this process has threads
+        rates |= measure_rates(windows, options.workers, folder)
         print(f"\n{len(windows)} clips of 16 frames of 64x64 pixels, one thread:")
         for stage, rate in rates.items():
             print(f"  {stage:32} {rate:10.1f} {'bytes a clip' if stage == 'bytes' else 'clips a second'}")
-        measure_index(folder / "index.jsonl", options.entries)
+        measure_saving(folder / "run")
+        rates |= measure_index(folder / "index.jsonl", options.entries)
         plan(rates, options.gpu_clips)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -298,6 +299,39 @@ def test_a_cut_off_shard_is_named(vae, tmp_path):
     shard.write_bytes(shard.read_bytes()[:-10])
     with pytest.raises(ValueError, match="latents-00000.safetensors: is no whole shard of latents"):
         LatentDataset(folder).clip(0)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_named_and_leaves_whole_shards_to_go_on_from(videos, tmp_path):
+    torch.manual_seed(0)
+    FrameSelectVAE(**TINY_VAE).save_pretrained(tmp_path / "vae")
+    arguments = ["encode-dataset", str(videos), "-o", str(tmp_path / "latents"), "--model", str(tmp_path / "vae")]
+    arguments += ["--shard-size", "5", "--latent-type", "fp32", "--device", "cpu"]
+    # A limit on the size of files fails as a full disk does.
+    script = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, 2_000));"
+        "from diffusers_vidvae.cli import main; sys.exit(main())"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", script, *arguments]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode != 0
+    said = " ".join(result.stderr.split())
+    assert re.search(
+        r"latents-00000.safetensors: not enough disk space \(File too large, \d+ bytes are free\)\.", said
+    )
+    assert not list((tmp_path / "latents").glob("*.safetensors"))
+    subprocess.run([sys.executable, "-m", "diffusers_vidvae", *arguments], env=environment, check=True)
+    assert len(LatentDataset(tmp_path / "latents")) == 6
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_lose_and_double_nothing():
+    script = ROOT / "tests" / "benchmarks" / "bench_kills.py"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run([sys.executable, script, "--kills", "5"], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr[-2000:]
+    assert "5 kills of" in result.stdout and "0 lost, 0 doubled; the same bytes" in result.stdout
 
 
 @pytest.mark.slow

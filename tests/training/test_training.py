@@ -39,6 +39,15 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model" / "diffusion_pytorch_model.safetensors")
 
 
+def distributed(config: Path, processes: int, strategy: str = "ddp") -> None:
+    """Trains on several processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+    command += ["-m", "diffusers_vidvae.training.train_frame_select_vae", "--config", str(config)]
+    environment = ENVIRONMENT | (FSDP if strategy == "fsdp" else {})
+    result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
 def test_training_a_frame_select_vae_leaves_a_model_a_log_and_a_contact_sheet(write_config, tmp_path):
     folder = train_frame_select_vae.main(write_config(TINY_VAE, loss={"random_phase": 0.5}))
     model = FrameSelectVAE.from_pretrained(folder)
@@ -224,16 +233,46 @@ def test_a_killed_training_continues_from_its_last_checkpoint(write_config, tmp_
 def test_two_processes_have_the_loss_of_one(write_config, tmp_path, strategy):
     train_frame_select_vae.main(write_config(TINY_VAE, "one", run={"batch_size": 4}, loss={"random_phase": 0.5}))
     config = write_config(TINY_VAE, "two", run={"batch_size": 2}, loss={"random_phase": 0.5})
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["-m", "diffusers_vidvae.training.train_frame_select_vae", "--config", str(config)]
-    environment = ENVIRONMENT | (FSDP if strategy == "fsdp" else {})
-    result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
+    distributed(config, 2, strategy)
     one, two = logged_losses(tmp_path / "one"), logged_losses(tmp_path / "two")
     assert list(one.values()) == pytest.approx(list(two.values()), rel=1e-4)
     expected = weights(tmp_path / "one")
     for name, value in weights(tmp_path / "two").items():
         torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_another_number_of_processes_resumes_at_the_sample_where_it_was(write_config, tmp_path, strategy):
+    loss = {"random_phase": 1.0, "trained_masks": 1}
+    train_frame_select_vae.main(write_config(TINY_VAE, "whole", run={"batch_size": 4}, loss=loss))
+    distributed(write_config(TINY_VAE, "parts", run={"batch_size": 2}, loss=loss), 2, strategy)
+    (tmp_path / "parts" / "checkpoint-00000004").rename(tmp_path / "aside")
+    split = {"batch_size": 2, "gradient_accumulation_steps": 2}
+    distributed(write_config(TINY_VAE, "parts", run=split, loss=loss), 1, strategy)
+    whole, parts = logged_losses(tmp_path / "whole"), logged_losses(tmp_path / "parts")
+    assert list(parts) == [1, 2, 3, 4]
+    assert list(parts.values()) == pytest.approx(list(whole.values()), rel=1e-4)
+    expected = weights(tmp_path / "whole")
+    for name, value in weights(tmp_path / "parts").items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-5)
+
+
+def test_resuming_with_steps_of_another_number_of_clips_is_refused(write_config):
+    train_frame_select_vae.main(write_config(TINY_VAE, run={"batch_size": 2}))
+    with pytest.raises(CheckpointError, match="an optimiser step had 2 clips over all processes, not 3; choose `run."):
+        train_frame_select_vae.main(write_config(TINY_VAE, run={"batch_size": 3}))
+
+
+@pytest.mark.slow
+def test_two_processes_that_accumulate_compiled_in_bf16_have_the_loss_of_one(write_config, tmp_path):
+    same = {"batch_size": 1, "mixed_precision": "bf16", "compile_blocks": True, "max_steps": 3}
+    loss = {"random_phase": 1.0, "trained_masks": 1}
+    one = write_config(TINY_VAE, "one", run=same | {"gradient_accumulation_steps": 4}, loss=loss)
+    train_frame_select_vae.main(one)
+    distributed(write_config(TINY_VAE, "two", run=same | {"gradient_accumulation_steps": 2}, loss=loss), 2)
+    one_losses, two_losses = logged_losses(tmp_path / "one"), logged_losses(tmp_path / "two")
+    assert list(two_losses.values()) == pytest.approx(list(one_losses.values()), rel=1e-5)
 
 
 def test_the_demo_folder_holds_a_codec_an_autoencoder_and_a_generator(tmp_path, monkeypatch):
