@@ -25,9 +25,9 @@ CSS = """
 .timeline { display: block; width: 100%; height: 80px; }
 .timeline .filled rect { fill: var(--neutral-400); }
 .timeline .kept rect { fill: #e67e00; }
-.caption { color: var(--body-text-color-subdued); font-size: 0.8rem; margin: 4px 0 0; }
+.caption { color: var(--body-text-color); opacity: 0.7; font-size: 0.8rem; margin: 4px 0 0; }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); gap: 8px 16px; margin: 0; }
-.figures dt { color: var(--body-text-color-subdued); font-size: 0.8rem; }
+.figures dt { color: var(--body-text-color); opacity: 0.7; font-size: 0.8rem; }
 .figures dd { margin: 0; font-weight: 600; font-variant-numeric: tabular-nums; color: var(--body-text-color); }
 """
 

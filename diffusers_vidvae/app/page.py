@@ -21,7 +21,7 @@ from diffusers_vidvae.pipelines.pipeline_video_compression import VideoCompressi
 
 from .compressing import Choice, UploadedClip, bring_back, code, open_upload
 from .generating import Wish, generate
-from .sessions import Sessions, Stopped
+from .sessions import Session, Sessions, Stopped
 from .settings import Limits
 from .timeline import draw_figures, draw_timeline
 
@@ -64,12 +64,21 @@ class Page:
         return str(shutil.copyfile(demo_film(), path))
 
     def announce_clip(self, video: str | None, side: int, request: gr.Request) -> None:
-        self._session(request).want("clip", (video, side))
+        session = self._session(request)
+        session.want("clip", (video, side))
+        # What is still made of the clip before it is of no use.
+        session.stop("choice")
 
     def announce_choice(self, rate: float, quality: float, mode: str, request: gr.Request) -> None:
         self._session(request).want("choice", Choice(rate / 100, quality, mode))
 
-    def open_clip(self, video: str | None, side: int, request: gr.Request, progress: gr.Progress = gr.Progress()):  # noqa: B008
+    def open_clip(
+        self,
+        video: str | None,
+        side: int,
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> str:
         r"""Reads and encodes a clip; says what it is."""
         session = self._session(request)
         session.upload = None
@@ -161,7 +170,7 @@ class Page:
     def leave(self, request: gr.Request) -> None:
         self.sessions.close(str(request.session_hash))
 
-    def _session(self, request: gr.Request) -> Any:
+    def _session(self, request: gr.Request) -> Session:
         return self.sessions.of(str(request.session_hash))
 
     @contextmanager
@@ -187,7 +196,8 @@ def describe_upload(upload: UploadedClip) -> str:
     sizes = ["x".join(map(str, size)) for size in (upload.size, upload.file_size)]
     scaled = "" if sizes[0] == sizes[1] else f", scaled from {sizes[1]}"
     frames = "1 frame" if len(upload.frames) == 1 else f"{len(upload.frames)} frames"
-    return f"{upload.name}: {frames} of {sizes[0]}{scaled}, {float(upload.fps):.4g} per second."
+    clip = f"{frames} of {sizes[0]}{scaled}, {float(upload.fps):.4g} per second"
+    return f"{upload.name} ({upload.file_bytes:,} bytes): {clip}."
 
 
 def describe_cost(upload: UploadedClip, compressed: CompressedVideo, figures: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,8 @@ class Stopped(Exception):
     """A visitor asked for something else meanwhile, or for nothing."""
 
 
+# Reading and encoding a clip, coding and decoding it, generating one.
+JOBS = ("clip", "choice", "wish")
 _NOTHING = object()
 
 
@@ -40,9 +42,9 @@ class Session:
         r"""Says what a kind of job is to be done for; one that runs for something else ends as soon as it looks."""
         self._wanted[job] = what
 
-    def stop(self) -> None:
-        r"""Ends all jobs that run."""
-        self._wanted = dict.fromkeys(("clip", "choice", "wish"), _NOTHING)
+    def stop(self, *jobs: str) -> None:
+        r"""Ends jobs of these kinds, by default of all, if they run."""
+        self._wanted |= dict.fromkeys(jobs or JOBS, _NOTHING)
 
     def begin(self, job: str, what: Any, show: Callable[[float], None]) -> Advance:
         r"""Begins a job.

@@ -66,7 +66,7 @@ def write_space(folder: Path, model: str | None, name: str, limits: Limits, sour
         model: What `vidvae app --model` takes.
         name: What the model is called.
         limits: What visitors may ask for.
-        source: Revision, variant and whether code that comes with the model may run, where they are not the default.
+        source: Further options of the command, of the model's source and its device, that are not the default.
 
     Raises:
         ValueError: The folder is not empty or cannot be written.
@@ -97,8 +97,8 @@ def _place_model(model: str | None, target: Path) -> str:
     path = Path(model)
     if not path.exists():
         return json.dumps([f"--model={model}"])
-    # Checkpoints go by their endings.
-    place = f"model{path.suffix}" if path.is_file() else "model"
+    place = f"models/{path.resolve().name}"
+    (target / "models").mkdir()
     if path.is_dir():
         shutil.copytree(path, target / place, ignore=shutil.ignore_patterns(".*"))
     else:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from diffusers_vidvae.app.settings import Limits
 
 
+LOCAL = "127.0.0.1"
+
+
 def add_commands(app: typer.Typer) -> None:
     app.command("app")(serve_page)
 
@@ -27,7 +30,7 @@ def serve_page(
     model: Model = None,
     host: Annotated[
         str, typer.Option(help="Address to listen at; `0.0.0.0` for everybody who reaches this machine.")
-    ] = "127.0.0.1",
+    ] = LOCAL,
     port: Annotated[int | None, typer.Option(help="Port. Default: the first free one from 7860 on.")] = None,
     share: Annotated[bool, typer.Option("--share", help="Ask Gradio's servers for a public address, too.")] = False,
     max_megabytes: Annotated[float, typer.Option(help="Largest upload.")] = 50.0,
@@ -44,9 +47,12 @@ def serve_page(
 
     limits = Limits(max_megabytes, max_frames, max_side)
     if find_spec("gradio") is None:
-        raise CommandError("The page needs Gradio: pip install diffusers-vidvae[app]")
+        raise CommandError("The page needs Gradio, which `pip install diffusers-vidvae[app]` brings.")
     if export_space is not None:
-        export_page(export_space, model, limits)
+        elsewhere = {"--host": host != LOCAL, "--port": port is not None, "--share": share}
+        if given := [name for name, is_given in elsewhere.items() if is_given]:
+            raise CommandError(f"{' and '.join(given)}: a Space has an address of its own.")
+        export_page(export_space, model, limits, {"device": device, "dtype": dtype and dtype.value})
         return
     from diffusers_vidvae.app.serving import serve
 
@@ -54,7 +60,7 @@ def serve_page(
     serve(loaded, limits, Address(host, port, share), lambda url: console.print_fields(url, {"to end": "Ctrl-C"}))
 
 
-def export_page(folder: Path, model: str | None, limits: Limits) -> None:
+def export_page(folder: Path, model: str | None, limits: Limits, options: dict[str, str | None]) -> None:
     """Writes a Space, in which the model is found again."""
     from diffusers_vidvae.app.space import write_space
 
@@ -62,9 +68,14 @@ def export_page(folder: Path, model: str | None, limits: Limits) -> None:
     models.check_source(model, source)
     if model is not None and not Path(model).exists() and not model.startswith(models.HUB_FILE):
         models.check_hub_id(model)
-    name = models.DEMO_NAME if model is None else Path(model).name if Path(model).exists() else model
-    write_space(folder, model, name, limits, source.given())
+    given = {name: value for name, value in options.items() if value is not None}
+    write_space(folder, model, short_name(model), limits, source.given() | given)
     console.print_fields(str(folder), {"model": models.model_name(model), "to run it": f"python {folder / 'app.py'}"})
+
+
+def short_name(model: str | None) -> str:
+    """How the page calls a model; where it lies on this machine is nobody's business."""
+    return Path(model).resolve().name if model is not None and Path(model).exists() else models.model_name(model)
 
 
 def load_page_models(model: str | None, device: models.Device) -> PageModels:
@@ -75,7 +86,7 @@ def load_page_models(model: str | None, device: models.Device) -> PageModels:
     generation = load_generation_pipeline(model, None, device) if is_generator(model) else None
     vae = models.load_model(model, device) if generation is None else generation.vae
     compression = models.quiet_pipeline(VideoCompressionPipeline(vae))
-    return PageModels(models.model_name(model), compression, generation)
+    return PageModels(short_name(model), compression, generation)
 
 
 def is_generator(model: str | None) -> bool:

@@ -212,7 +212,7 @@ def test_a_space_runs_from_its_folder_alone(tmp_path):
     process = serve(["space/app.py", "--host", "127.0.0.1"], tmp_path, port)
     try:
         page = wait_for_page(process, port)
-        assert "20 frames" in page and "model" in page
+        assert "20 frames" in page and f"with {Path(demo_model()).name}." in page
     finally:
         process.kill()
         process.wait()

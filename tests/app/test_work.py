@@ -15,6 +15,7 @@ from diffusers_vidvae.app.generating import Wish, generate, longest_clip
 from diffusers_vidvae.app.sessions import Sessions, Stopped
 from diffusers_vidvae.app.settings import Limits
 from diffusers_vidvae.app.timeline import draw_figures, draw_timeline
+from diffusers_vidvae.cli.app import run
 from diffusers_vidvae.media import MediaError, VideoReader, save_image
 from diffusers_vidvae.metrics import clip_psnr
 
@@ -183,8 +184,23 @@ def test_a_job_ends_once_something_else_is_wanted(tmp_path):
     session.stop()
     # A job that is begun after the stop runs.
     session.begin("choice", 2, shown.append)(0.1)
-    session.begin("wish", 1, shown.append)(0.2)
+    wish = session.begin("wish", 1, shown.append)
+    session.stop("choice")
+    wish(0.2)
     assert shown == [0.5, 0.1, 0.2]
+
+
+def test_a_missing_extra_is_named(monkeypatch, capsys):
+    monkeypatch.setattr("diffusers_vidvae.cli.web_page.find_spec", lambda name: None)
+    assert run(["app"]) == 1
+    assert "`pip install diffusers-vidvae[app]`" in capsys.readouterr().err
+
+
+def test_a_space_has_no_address_of_this_machine(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("diffusers_vidvae.cli.web_page.find_spec", lambda name: True)
+    assert run(["app", "--export-space", str(tmp_path / "space"), "--port", "80", "--share"]) == 1
+    assert "--port and --share: a Space has an address of its own." in capsys.readouterr().err
+    assert not (tmp_path / "space").exists()
 
 
 def test_a_closed_session_leaves_no_files(tmp_path):
