@@ -26,8 +26,8 @@ _CPU_BATCH_BYTES = 2**27
 
 # About how many copies of a window's levels and latents, and of the tokens of tiles at work, are alive at once.
 _LEVELS_ALIVE, _LATENTS_ALIVE, _TOKENS_ALIVE = 3, 6, 8
-# On CPUs, what a window may take although more is free.
-_CPU_WINDOW_BYTES = 2**30
+# On CPUs, what a window may take although more is free: with libraries and model, frames of 4K stay near 2 GB.
+_CPU_WINDOW_BYTES = 5 * 2**27
 _CGROUP_1_FILES = ("memory.limit_in_bytes", "memory.usage_in_bytes")
 
 
