@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json as json_module
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from enum import Enum
 from importlib import import_module
@@ -122,6 +122,16 @@ NumClips = Annotated[
 NumFrames = Annotated[int | None, typer.Option(min=1, help="Frames of a clip. Default: the model's window.")]
 SampleSize = Annotated[int | None, typer.Option(min=1, help="Side of a clip in pixels. Default: the model's.")]
 
+WebDataset = Annotated[
+    bool, typer.Option("--webdataset", help="Write every shard as a tar file that webdataset reads, too.")
+]
+UsedEngine = Annotated[
+    Engine, typer.Option("--engine", help="ray: actors of a Ray cluster, of RAY_ADDRESS or of this machine alone.")
+]
+Actors = Annotated[
+    int | None, typer.Option(min=1, help="Most Ray actors at once. Default: GPUs, or processors without these.")
+]
+
 
 def encode_dataset(
     folders: Sources,
@@ -140,15 +150,9 @@ def encode_dataset(
     latent_type: Annotated[str, typer.Option(help="fp16, bf16, fp32, int8 or coded:QUALITY.")] = "fp16",
     max_damaged: Annotated[float, typer.Option(min=0, max=1, help="Share of clips that may be unreadable.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Seed of the choice of clips and crops.")] = 0,
-    webdataset: Annotated[
-        bool, typer.Option("--webdataset", help="Write every shard as a tar file that webdataset reads, too.")
-    ] = False,
-    engine: Annotated[
-        Engine, typer.Option(help="ray: actors of a Ray cluster, of RAY_ADDRESS or of this machine alone.")
-    ] = Engine.accelerate,
-    actors: Annotated[
-        int | None, typer.Option(min=1, help="Most Ray actors at once. Default: GPUs, or processors without these.")
-    ] = None,
+    webdataset: WebDataset = False,
+    engine: UsedEngine = Engine.accelerate,
+    actors: Actors = None,
     device: Device = None,
     dtype: ModelDType = None,
     json: Json = False,
@@ -161,7 +165,6 @@ def encode_dataset(
 
     from diffusers_vidvae.training.config import DataConfig
     from diffusers_vidvae.training.data import ClipDataset, EveryWindow
-    from diffusers_vidvae.training.encoding import encode_dataset as encode
 
     if actors is not None and engine is not Engine.ray:
         raise CommandError("--actors: needs --engine ray.")
@@ -189,16 +192,23 @@ def encode_dataset(
         "max_damaged": max_damaged,
         "webdataset": webdataset,
     }
-    if engine is Engine.ray:
-        from diffusers_vidvae.training.ray_engine import encode_with_ray
-
-        done = encode_with_ray(vae, clips, output, count, num_actors=actors, **settings)
-    else:
-        done = encode(vae, clips, output, count, accelerator=accelerator, **settings)
+    settings |= {"num_actors": actors} if engine is Engine.ray else {"accelerator": accelerator}
+    done = engine_of(engine)(vae, clips, output, count, **settings)
     if not accelerator.is_main_process:
         return
     report = {"output": output, "model": models.model_name(model), "num_clips": done.num_clips}
     print_encoded(report | {"num_frames": data.num_frames}, done, json)
+
+
+def engine_of(engine: Engine) -> Callable[..., EncodingReport]:
+    """The function that encodes with an engine."""
+    if engine is Engine.ray:
+        from diffusers_vidvae.training.ray_engine import encode_with_ray
+
+        return encode_with_ray
+    from diffusers_vidvae.training.encoding import encode_dataset
+
+    return encode_dataset
 
 
 def print_encoded(report: dict[str, Any], done: EncodingReport, json: bool) -> None:

@@ -84,7 +84,7 @@ class ClipDataset(Dataset):
             caption, columns = self.folder.index.captions[place], self.folder.index.columns[place]
         frames = self._augment(frames, rng)
         sample, frame_mask = padded_and_masked(to_model_range(frames), self.config.num_frames)
-        item = {"sample": sample, "frame_mask": frame_mask, "draw": torch.tensor(draw)}
+        item: dict[str, Any] = {"sample": sample, "frame_mask": frame_mask, "draw": torch.tensor(draw)}
         item |= {"caption": caption} if self.config.captions else {}
         return item | ({"columns": columns} if self.config.columns else {})
 

@@ -9,6 +9,7 @@ file 3 is `#3/7`, and rows that follow each other in a file cost one pass over i
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from functools import lru_cache
@@ -146,8 +147,8 @@ def _read_path(path: str | None) -> bytes | None:
 
 
 @lru_cache(maxsize=8)
-def open_rows(source: str) -> DatasetRows:
-    """A data set, opened once in each process."""
+def _open_rows(source: str, process: int) -> DatasetRows:
+    """A data set, opened once in each process: forks would share the positions in its files."""
     return DatasetRows(source)
 
 
@@ -161,7 +162,7 @@ def read_row(path: str) -> tuple[str, bytes] | None:
     found = _PATH.fullmatch(path)
     if found is None:
         return None
-    rows = open_rows(found["source"])
+    rows = _open_rows(found["source"], os.getpid())
     try:
         return path, rows.read(int(found["file"]), int(found["row"]))
     except (StopIteration, IndexError) as error:

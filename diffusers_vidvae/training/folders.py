@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 
 from diffusers_vidvae.media import FrameBatch, MediaError, MediaWarning, VideoReader, load_image, resample_frames
+from diffusers_vidvae.media.inputs import FileInput
 from diffusers_vidvae.media.windows import read_window
 
 from .columns import CAPTION
-from .located_media import locate
+from .located_media import locate_unchanged
 from .sources import index_sources
 
 
@@ -142,18 +143,21 @@ class ClipFolder:
 
     def _decode_small(self, place: int, side: int) -> np.ndarray:
         """All frames of a file, with at most `side` pixels on the shorter side."""
-        media = locate(self.index.paths[place])
+        media = self._media(place)
         if self.index.rows["is_image"][place]:
             return shrink(np.asarray(load_image(media))[None], side)
         with quiet_media(), VideoReader(media) as reader:
             chunks = reader.iter_chunks(16, fps=self.fps)
             return np.concatenate([shrink(chunk.data, side) for chunk in chunks])
 
+    def _media(self, place: int) -> FileInput:
+        return locate_unchanged(self.index.paths[place], int(self.index.rows["size"][place]))
+
     def _window(self, place: int, start: int) -> np.ndarray:
         """Up to `num_frames` consecutive frames `(T, H, W, 3)` from frame `start` on."""
         if self._cached is not None:
             return self._cached[place][start : start + self.num_frames]
-        media = locate(self.index.paths[place])
+        media = self._media(place)
         if self.index.rows["is_image"][place]:
             return np.asarray(load_image(media))[None]
         row = self.index.rows[place]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 
 from diffusers_vidvae.media import MediaError
 from diffusers_vidvae.media.inputs import FileInput, MediaFile
@@ -20,6 +21,23 @@ def locate(path: str) -> FileInput:
     """
     found = read_member(path) or read_row(path)
     return path if found is None else named_file(*found)
+
+
+def locate_unchanged(path: str, size: int) -> FileInput:
+    """What `locate` gives, if it still has as many bytes as when it was looked at.
+
+    Raises:
+        MediaError: It has more or fewer.
+    """
+    media = locate(path)
+    if isinstance(media, MediaFile):
+        with media.open() as file:
+            found = file.seek(0, io.SEEK_END)
+    else:
+        found = os.path.getsize(path) if os.path.isfile(path) else size
+    if found != size:
+        raise MediaError(f"{path}: has {found} bytes, not the {size} that its index says; index it again.")
+    return media
 
 
 def named_file(name: str, content: bytes) -> MediaFile:

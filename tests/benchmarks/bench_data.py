@@ -102,11 +102,11 @@ def measure_processes(windows: EveryWindow, counts: list[int], folder: Path) -> 
         for process in running:
             process.join()
         rates[f"{count} processes"] = rate = len(windows) / (time.perf_counter() - started)
-        first = rates[f"{counts[0]} processes"]
+        efficiency = rate / rates[f"{counts[0]} processes"] * counts[0] / count
         if cores < count:
-            print(f"{count} processes share {cores} cores, which says nothing of how they scale")
-        else:
-            print(f"{count} processes: efficiency {rate / first * counts[0] / count:.2f}")
+            print(f"{count} processes share {cores} of the cores, which says nothing of how they scale")
+        elif count != counts[0]:
+            print(f"{count} processes: efficiency {efficiency:.2f} against {counts[0]}")
     return rates
 
 
@@ -128,7 +128,7 @@ def measure_saving(folder: Path) -> None:
     saving = time.perf_counter() - start
     size = sum(path.stat().st_size for path in folder_of.rglob("*") if path.is_file())
     print(
-        f"a checkpoint of {size / 1e6:.0f} MB takes {saving:.2f} s, {saving / step:.1f} steps of 8 clips on this core:"
+        f"a checkpoint of {size / 1e6:.0f} MB takes {saving:.2f} s, a step of 8 clips {step:.2f} s on this core:"
         f" {saving / (saving + 500 * step):.2%} of a training that saves every 500; {size / saving / 1e6:.0f} MB/s"
     )
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusers_vidvae.media import VideoReader, VideoWriter
+from diffusers_vidvae.media import MediaError, VideoReader, VideoWriter
 from diffusers_vidvae.media.inputs import MediaFile
 from diffusers_vidvae.media.windows import read_window
 from diffusers_vidvae.training import sources
@@ -179,6 +179,15 @@ def test_files_that_vanished_from_an_index_are_named(videos, tmp_path):
     folder = ClipFolder([tmp_path / "one.jsonl"], num_frames=4, sample_size=16)
     with pytest.raises(ValueError, match="20 files in turn could not be read .*one.mp4: no such file"):
         folder.clip(np.random.default_rng(0))
+
+
+def test_an_index_of_other_files_is_noticed_by_their_size(videos, tmp_path):
+    index_sources([videos / "one.mp4"], tmp_path / "one.jsonl")
+    (videos / "one.mp4").unlink()
+    write_video(videos / "one.mp4", num_frames=40, level=3)
+    folder = ClipFolder([tmp_path / "one.jsonl"], num_frames=4, sample_size=16)
+    with pytest.raises(MediaError, match=r"one.mp4: has \d+ bytes, not the \d+ that its index says; index it again\."):
+        folder.middle(0, 0)
 
 
 @pytest.mark.filterwarnings("ignore:.*skipped 1 of")
