@@ -87,6 +87,7 @@ def _add_compression(page: Page) -> None:
     gr.on(clip_events, page.announce_clip, [video, side], None, **_QUIET)
     opening = gr.on(clip_events, page.open_clip, [video, side], about, api_name="open_clip", **_MODEL)
     showing = opening.success(page.show_choice, api_name="show_first", api_visibility="private", **shown)
+    opening.success(page.allow_download, None, download, **_QUIET)
     choice_events = [rate.change, quality.change, mode.input]
     gr.on(choice_events, page.announce_choice, choice, None, **_QUIET)
     changing = gr.on(choice_events, page.show_choice, trigger_mode="always_last", api_name="show_choice", **shown)

@@ -110,7 +110,7 @@ class Page:
         session, choice = self._session(request), Choice(rate / 100, quality, mode)
         upload = session.upload
         if upload is None:
-            yield "", "", gr.update(value=None, interactive=False), None
+            yield "", "", None, None
             return
         advance = session.begin("choice", choice, lambda share: progress(share, desc="Decoding"))
         with self._telling():
@@ -119,18 +119,16 @@ class Page:
             file = compressed.save(folder / f"{Path(upload.name).stem}.fsv")
             probs = upload.encoded.keep_probs
             timeline = draw_timeline(None if probs is None else probs.tolist(), compressed.keep_mask.tolist())
-            download = gr.update(value=str(file), interactive=True)
-            yield draw_figures(describe_cost(upload, compressed, {})), timeline, download, gr.skip()
+            yield draw_figures(describe_cost(upload, compressed, {})), timeline, str(file), gr.skip()
             try:
                 figures = bring_back(upload, compressed, folder / "both.mp4", advance)
             except Stopped:
                 return
-            yield (
-                draw_figures(describe_cost(upload, compressed, figures)),
-                timeline,
-                download,
-                str(folder / "both.mp4"),
-            )
+            known = draw_figures(describe_cost(upload, compressed, figures))
+            yield known, timeline, str(file), str(folder / "both.mp4")
+
+    def allow_download(self, request: gr.Request) -> dict[str, Any]:
+        return gr.update(interactive=self._session(request).upload is not None)
 
     # Generate
 

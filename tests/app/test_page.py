@@ -164,6 +164,7 @@ def test_its_client_compresses_and_is_refused(address, shared_media):
     assert "30 frames of 85x64" in about
     figures, timeline, file, both = client.predict(20, 50, "systematic", api_name="/show_choice")
     assert "6 of 30" in figures and "6 of 30 frames are kept" in timeline
+    assert Path(file).name == "bear_odd_161x121.fsv" and Path(both).suffix == ".mp4"
     with pytest.raises(Exception, match=r"has 0.317 MB, this page takes 0.2 MB"):
         large = client_library.handle_file(str(shared_media / "clips" / "office_fast_pan_720p.mp4"))
         client.predict(large, 64, api_name="/open_clip")
