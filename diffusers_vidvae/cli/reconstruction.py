@@ -127,7 +127,7 @@ def media_in(path: Path) -> list[Path]:
         return [path]
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in MEDIA_SUFFIXES)
     if not files:
-        raise CommandError(f"{path}: holds no file that ends in {', '.join(MEDIA_SUFFIXES)}")
+        raise CommandError(f"{path}: holds no file that ends in {', '.join(MEDIA_SUFFIXES)}.")
     return files
 
 

@@ -189,6 +189,7 @@ class FrameSelectSweep:
     def _facts(self, measured: list[Measured]) -> dict[str, Any]:
         probs = torch.cat(self.probs, dim=1)[0].double().numpy()
         return {
+            "window": self.window,
             "keep_probs": probs.tolist(),
             "probabilities": describe_probabilities(probs, self.settings.num_draws, self.settings.seed),
         }

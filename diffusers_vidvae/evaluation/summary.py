@@ -204,6 +204,11 @@ def _notes(
             for method, message in record.get("failures", {}).items():
                 failures[f"{method}: {message}"].append(clip)
     notes += [f"{message} ({len(clips)} of {len(readable)} clips)" for message, clips in failures.items()]
+    for model in models:
+        windows = {clip: records.get((clip, model), {}).get("window", 0) for clip in readable}
+        short = [clip for clip, window in windows.items() if records[clip, ORIGINAL]["rows"][0]["num_frames"] < window]
+        if short:
+            notes.append(f"{', '.join(short)}: shorter than the {windows[short[0]]} frames of a window of {model}.")
     for figure, least in (("ssim", 11), ("ms_ssim", 176)):
         sizes = [records[clip, ORIGINAL]["rows"][0] for clip in readable]
         small = sum(min(size["height"], size["width"]) < least for size in sizes)

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,20 @@ def test_summary_has_means_over_clips_and_names_what_is_missing(results):
     notes = " ".join(summary.notes)
     assert "c.mp4: not a readable video" in notes and "MS-SSIM needs 176 pixels a side, which 2 clips do not" in notes
     assert "LPIPS was not measured" in notes
+
+
+def test_clips_shorter_than_a_window_are_measured_and_named(models, clips, tmp_path):
+    settings = replace(SETTINGS, max_frames=3, qualities=(), codecs=())
+    short = evaluate_models({"selecting": models["selecting"]}, clips[:1], tmp_path, settings)
+    summary = summarize(short.load(), short.header)
+    assert summary.clips == ["a.mkv"]
+    assert "a.mkv: shorter than the 4 frames of a window of selecting." in summary.notes
+
+
+def test_a_folder_without_media_says_what_it_looked_for(capsys, tmp_path):
+    (tmp_path / "notes.txt").write_text("nothing to see")
+    assert run(["evaluate", str(tmp_path), "--report", str(tmp_path / "report")]) == 1
+    assert re.search(r"holds no file that ends in .*\.mp4.*\.$", capsys.readouterr().err.strip())
 
 
 def test_report_is_one_file_that_needs_nothing_else(results, page):

@@ -8,6 +8,7 @@ of Inception or I3D, and their distances compare with no published ones; one's o
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,6 @@ import torch
 import torch.nn.functional as F
 
 
-BATCH_SIZE = 8
 FEATURE_SEED = 2024
 # Output channels and (frames, rows, columns) strides of the layers.
 LAYERS = ((16, (1, 2, 2)), (24, (2, 2, 2)), (32, (2, 2, 2)))
@@ -87,10 +87,9 @@ class FeatureMoments(NamedTuple):
     covariance: torch.Tensor
 
 
-def feature_moments(features: Features, sample: torch.Tensor) -> FeatureMoments:
-    """Moments over clips `(N, 3, T, H, W)` in [-1, 1], which are rounded to 256 levels as files of them are."""
-    rounded = ((sample + 1) * 127.5).round() / 127.5 - 1
-    found = torch.cat([features(batch) for batch in rounded.split(BATCH_SIZE)])
+def feature_moments(features: Features, batches: Iterable[torch.Tensor]) -> FeatureMoments:
+    """Moments over batches of clips `(N, 3, T, H, W)` in [-1, 1], rounded to 256 levels as files of them are."""
+    found = torch.cat([features(((batch + 1) * 127.5).round() / 127.5 - 1) for batch in batches])
     return FeatureMoments(found.mean(dim=0), found.T.cov())
 
 

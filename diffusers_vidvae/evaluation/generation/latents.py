@@ -2,7 +2,7 @@ r"""Latents of windows by any autoencoder, and the way back."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -49,9 +49,8 @@ class LatentSpace:
         return torch.cat(parts)
 
     def encode_frames(self, frames: NDArray[np.uint8]) -> torch.Tensor:
-        """Latents of windows `(N, T, H, W, 3)` of uint8, of which few are turned into floats at a time."""
-        batches = (frames[start : start + BATCH_SIZE] for start in range(0, len(frames), BATCH_SIZE))
-        return torch.cat([self.encode(windows_to_pixels(batch)) for batch in batches])
+        """Latents of windows `(N, T, H, W, 3)` of uint8."""
+        return torch.cat([self.encode(batch) for batch in pixel_batches(frames)])
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor, size: Iterable[int]) -> torch.Tensor:
@@ -64,6 +63,12 @@ class LatentSpace:
                 pixels = crop_clip(self.model.decode(batch.to(self.device), padded), (num_frames, height, width))
                 parts.append(pixels.clamp(-1, 1).cpu())
         return torch.cat(parts)
+
+
+def pixel_batches(frames: NDArray[np.uint8]) -> Iterator[torch.Tensor]:
+    """Windows as `windows_to_pixels` gives them, few at a time, since floats take four times the memory."""
+    for start in range(0, len(frames), BATCH_SIZE):
+        yield windows_to_pixels(frames[start : start + BATCH_SIZE])
 
 
 def windows_to_pixels(frames: NDArray[np.uint8]) -> torch.Tensor:

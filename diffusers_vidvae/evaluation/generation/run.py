@@ -17,7 +17,7 @@ from diffusers_vidvae.evaluation.settings import EvaluationSettings
 from diffusers_vidvae.fingerprints import model_fingerprint
 
 from .frechet import Features, RandomFeatures, feature_moments, frechet_distance
-from .latents import LatentSpace, channel_moments, windows_to_pixels
+from .latents import BATCH_SIZE, LatentSpace, channel_moments, pixel_batches, windows_to_pixels
 from .probe import held_out_errors, sample_latents, token_patch, train_probe
 from .settings import GenerationSettings
 from .untrained import describe_latents
@@ -97,7 +97,7 @@ class GenerationMeasurement:
         self.side = max(settings.side, *fixed)
         self.split = self._split(clips, reading)
         self.held_out = windows_to_pixels(self.split.held_out.frames)
-        self.real = feature_moments(features, windows_to_pixels(self.split.train.frames))
+        self.real = feature_moments(features, pixel_batches(self.split.train.frames))
         self._encoded: tuple[str, EncodedWindows] | None = None
 
     def _split(self, clips: Sequence[tuple[str, Path]], reading: EvaluationSettings) -> WindowSplit:
@@ -147,7 +147,7 @@ class GenerationMeasurement:
         }
 
     def _distance(self, sample: torch.Tensor) -> float:
-        return frechet_distance(feature_moments(self.features, sample), self.real)
+        return frechet_distance(feature_moments(self.features, sample.split(BATCH_SIZE)), self.real)
 
 
 class EncodedWindows:
