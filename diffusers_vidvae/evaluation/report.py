@@ -104,8 +104,11 @@ def chart_series(summary: Summary, figure: str) -> list[Series]:
         if method.method in CODECS:
             colour, dash = len(COLOURS) - 1 - list(CODECS).index(method.method), 1
         else:
-            # Quantisations of one way share its colour.
-            colour = colours.setdefault(method._replace(quantize=None), len(colours) % len(COLOURS))
+            # Quantisations of one way share its colour, and coded files that of their model.
+            key = method._replace(quantize=None)
+            if method.quantize == CODED:
+                key = next((known for known in colours if known.part == method.part), key)
+            colour = colours.setdefault(key, len(colours) % len(COLOURS))
             dash = 2 if method.method in FILLS else 3 * (method.quantize != quantizations[0])
         series.append(Series(method.label, places, colour, dash))
     return series
@@ -247,19 +250,21 @@ def _players(summary: Summary, results: ResultsFolder, clip: str, original: Reco
     """Canvases that show one frame of every method, moved by one control."""
     shown = min(original["num_frames"], STRIP_FRAMES)
     views = [_view(results, original, "Original", "", [])]
-    main = main_row(summary.records, clip, summary.models[0], results.header)
+    first = summary.models[0]
+    main = main_row(summary.records, clip, first, results.header)
+    coded = next((row for row in summary.records[clip, first]["rows"] if row["quantize"] == CODED), main)
     for part in (*summary.models, CODEC_PART):
         for row in summary.records.get((clip, part), {}).get("rows", []):
-            if "strip" in row and _is_played(row, main):
+            if "strip" in row and _is_played(row, main, coded):
                 label = CODECS[row["method"]].label if part == CODEC_PART else part
                 views.append(_view(results, row, label, _describe(row), row.get("kept", [])))
     return render_player(views, shown, original["fps"])
 
 
-def _is_played(row: Record, main: Record) -> bool:
-    """Every budget of a model, and the rest at the main one."""
+def _is_played(row: Record, main: Record, coded: Record) -> bool:
+    """Every budget of a model, other fills at the main one, and codecs at the size of the coded file."""
     if row["method"] in CODECS:
-        return row["target_bytes"] == main["num_bytes"]
+        return row["target_bytes"] == coded["num_bytes"]
     return row["method"] == "model" or row["num_bytes"] == main["num_bytes"]
 
 

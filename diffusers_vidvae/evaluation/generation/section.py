@@ -126,7 +126,8 @@ def _differences(summary: GenerationSummary) -> str:
         [*map(text_cell, (summary.first, other, FIGURE_NAMES[figure])), difference_cell(estimate, 4, "", "one seed")]
         for other, figure, estimate in summary.differences
     ]
-    return render_table(["of", "against", "figure", "mean difference and its interval"], rows, "probe-differences")
+    table = render_table(["of", "against", "figure", "mean difference and its interval"], rows, "probe-differences")
+    return f"<h4>Differences, seed by seed</h4>{table}"
 
 
 def _latents_table(summary: GenerationSummary) -> str:
@@ -187,8 +188,8 @@ channels taken out: {settings["steps"]} steps of {settings["batch_size"]} window
 {latents["train_windows"]} windows of {frames} frames of {height}x{width} to learn and {latents["held_out_windows"]}
 held out ({escape(latents["parted"])}), the same windows in the same order for every model. Latents are modes of
 posteriors, and of models that select frames those of all frames. An error of 1 is that of the best guess at white
-noise, with which every probe starts; less is easier to learn. Intervals of 95 % are over seeds, and so are
-differences, seed by seed; an asterisk marks those that do not hold 0.</p>
+noise, with which every probe starts; less is easier to learn, more is worse than that guess. Intervals of 95 % are
+over seeds, and so are differences, seed by seed; an asterisk marks those that do not hold 0.</p>
 <p><b>It can tell</b> which of these latents a small generator learns sooner from equal data and compute, by more than
 chance of its training. <b>It cannot tell</b> how good a large generator ends, or how its clips look. Errors are those
 of a latent value: models with other numbers of values are not compared by them alone, and latents that hold little
