@@ -21,7 +21,9 @@ _CACHE_SECONDS = 3600
 MODES = [("by the model", "systematic"), ("the most probable", "top_k"), ("evenly", "uniform")]
 EXAMPLE_PROMPT = "a large red disc moves fast to the left on a blue background"
 
+# Gradio cuts videos by a program that browsers load from elsewhere; the page stays on its machine.
 CSS = """
+#video button[aria-label^="Trim"], #video button[aria-label^="Reset"] { display: none; }
 .timeline { display: block; width: 100%; height: 80px; }
 .timeline .filled rect { fill: var(--neutral-400); }
 .timeline .kept rect { fill: #e67e00; }

@@ -69,6 +69,10 @@ for (const item of document.querySelectorAll("#figures .figures > div"))
   figures[item.querySelector("dt").innerText] = item.querySelector("dd").innerText;
 return figures["PSNR"]?.includes("dB") && figures["bytes"] !== %s && figures;
 """
+SHOWN_BUTTONS = """
+const buttons = [...document.querySelectorAll("#video button")].filter((button) => button.offsetParent);
+return buttons.map((button) => button.getAttribute("aria-label")).join();
+"""
 SET_SLIDER = """
 const slider = document.querySelector("#%s input[type=range]");
 slider.value = %d;
@@ -90,6 +94,8 @@ def test_numbers_change_with_sliders_and_the_file_comes_back(browser, shared_med
     assert "30 frames of 85x64, scaled from 161x121" in about
     assert "15 of 30" in browser.run("return document.querySelector('#timeline svg').getAttribute('aria-label')")
     assert browser.run("return document.querySelector('#both video').src")
+    shown = browser.run(SHOWN_BUTTONS)
+    assert "Clear" in shown and "Trim" not in shown
 
     browser.run(SET_SLIDER % ("quality", 80))
     finer = browser.wait_until(FIGURES % f'"{first["bytes"]}"', SECONDS)
