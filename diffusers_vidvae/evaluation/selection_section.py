@@ -2,6 +2,7 @@ r"""What a report says of the choice of frames: clip by clip, and over all clips
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from .selection import describe_folder
 from .summary import Record, Summary
 from .tables import Cell, csv_text, number_cell, render_table, text_cell
 
+
+# Titles of figures and their decimals; None for those of any size.
+Columns = Mapping[str, tuple[str, int | None]]
 
 ERRORS = {"mse_all": ("squared error, all frames", 6), "mse_drawn": ("squared error, drawn mask", 6)}
 MASKS = {
@@ -89,11 +93,11 @@ def _described_folder(summary: Summary, model: str, clips: list[dict[str, Any]])
     return known
 
 
-def _titles(columns: dict[str, tuple[str, int | None]]) -> list[str]:
+def _titles(columns: Columns) -> list[str]:
     return [title for title, _ in columns.values()]
 
 
-def _cells(known: dict[str, Any], columns: dict[str, tuple[str, int | None]]) -> list[Cell]:
+def _cells(known: dict[str, Any], columns: Columns) -> list[Cell]:
     cells: list[Cell] = []
     for name, (_, decimals) in columns.items():
         value = known[name]
