@@ -6,8 +6,10 @@ r"""Shards of latents as tar files that `webdataset` reads: a sample for every c
 
 Example:
 
-    >>> data = webdataset.WebDataset("latents/latents-{00000..00099}.tar")
+    >>> import webdataset
+    >>> data = webdataset.WebDataset("latents/latents-{00000..00001}.tar", shardshuffle=False)
     >>> data = data.decode(webdataset.handle_extension("safetensors", decode_latents))
+    >>> latents = next(iter(data))["safetensors"]["mean"]
 """
 
 from __future__ import annotations

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from tiny_autoencoders import make_autoencoder
 
 from diffusers_vidvae import FlowMatchGapScheduler, FsvError
 from diffusers_vidvae.cli.console import CommandError
 from diffusers_vidvae.media import VideoWriter
+from diffusers_vidvae.training.latent_tars import write_tar
 from tests.examples.test_examples import model_of_prompts  # noqa: F401
 
 
@@ -31,6 +33,7 @@ QUICK = (
     "diffusers_vidvae.media.writer:VideoWriter",
     "diffusers_vidvae.metrics.clip:ClipMetrics",
     "diffusers_vidvae.pipelines.pipeline_video_reconstruction:VideoReconstructionPipeline.__call__",
+    "diffusers_vidvae.training.latent_tars",
 )
 SLOW = (
     "diffusers_vidvae.pipelines.pipeline_video_compression:VideoCompressionPipeline.__call__",
@@ -64,6 +67,11 @@ def folder(tmp_path, monkeypatch) -> Path:
             writer.write(frames.repeat(16, axis=1).repeat(16, axis=2))
     for name, color in (("a.png", "red"), ("b.png", "blue")):
         Image.new("RGB", (64, 64), color).save(tmp_path / name)
+    (tmp_path / "latents").mkdir()
+    for shard in (tmp_path / "latents" / f"latents-{index:05d}.safetensors" for index in range(2)):
+        row = {"mean": torch.zeros(1, 2, 3, 4, 4), "std": torch.ones(1, 2, 3, 4, 4), "num_frames": torch.tensor([3])}
+        save_file(row, shard, {"about": "{}"})
+        write_tar(shard)
     make_autoencoder("wan").save_pretrained(tmp_path / "Wan-AI" / "Wan2.1-T2V-1.3B-Diffusers" / "vae")
     monkeypatch.chdir(tmp_path)
     return tmp_path
