@@ -90,9 +90,12 @@ def _run_actors(
         num_gpus=1 if uses_gpu else 0,
     )
     try:
-        yield from encoded.iter_rows()
+        for row in encoded.iter_rows():
+            if row["refusal"]:
+                raise ValueError(row["refusal"])
+            yield row
     except ray.exceptions.RayError as error:
-        raise ValueError(_reason(error)) from error
+        raise ValueError(f"Ray: {type(error).__name__} ({str(error).splitlines()[0]}).") from error
 
 
 class _EncodingActor:
@@ -107,17 +110,12 @@ class _EncodingActor:
         self.dataset: ClipSource = ray.get(dataset)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        work = self.encoder.encode_shards(self.dataset, {row["name"]: range(row["start"], row["stop"])})
-        return {"name": row["name"], "damaged": work.damaged, "waited": work.waited}
-
-
-def _reason(error: BaseException) -> str:
-    """What an actor said, out of the errors that Ray wraps around it."""
-    inner: BaseException | None = error
-    while inner is not None and not isinstance(inner, ValueError):
-        inner = getattr(inner, "cause", None) or inner.__cause__
-    found = getattr(inner, "cause", None) or inner
-    return str(found) if found is not None else f"Ray: {type(error).__name__} ({str(error).splitlines()[0]})."
+        try:
+            work = self.encoder.encode_shards(self.dataset, {row["name"]: range(row["start"], row["stop"])})
+        except ValueError as error:
+            # Ray hands on its own errors, without what they came from.
+            return {"name": row["name"], "damaged": [], "waited": 0.0, "refusal": str(error)}
+        return {"name": row["name"], "damaged": work.damaged, "waited": work.waited, "refusal": ""}
 
 
 def _ray() -> Any:

@@ -114,7 +114,7 @@ def test_damaged_clips_are_counted_over_all_actors(cluster, vae, windows, tmp_pa
 
 @pytest.mark.slow
 def test_what_an_actor_refuses_is_said_in_one_sentence(cluster, windows, tmp_path):
-    vae = FrameSelectVAE(**(TINY_VAE | {"max_num_frames": 2, "clip_num_frames": 2}))
+    vae = FrameSelectVAE(**(TINY_VAE | {"sample_size": 8, "keep_head": "latent"})).eval()
     with pytest.raises(ValueError, match=r"^[^\n]*\.$") as caught:
         encode_with_ray(vae, windows, tmp_path / "latents", 13, 2)
     with pytest.raises(ValueError) as expected:
