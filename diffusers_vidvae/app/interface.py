@@ -13,8 +13,13 @@ from .settings import Limits
 
 
 # One job of the models at a time, whoever asks for it.
-_MODEL = {"concurrency_id": "model", "concurrency_limit": 1}
-_QUIET = {"queue": False, "show_progress": "hidden", "api_visibility": "private", "trigger_mode": "multiple"}
+_MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
+_QUIET: dict[str, Any] = {
+    "queue": False,
+    "show_progress": "hidden",
+    "api_visibility": "private",
+    "trigger_mode": "multiple",
+}
 _MOST_WAITING = 20
 _CACHE_SECONDS = 3600
 
