@@ -22,6 +22,10 @@ import tempfile
 import time
 from pathlib import Path
 
+
+# As `torchrun` sets it for several processes: loading threads would otherwise wait for each other's cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 from accelerate import Accelerator
 
@@ -76,8 +80,11 @@ def measure_rates(windows: EveryWindow, workers: list[int], folder: Path) -> dic
 
 
 def encode_with(windows: EveryWindow, target: Path, rank: int, processes: int, port: int) -> None:
-    """What one of several processes encodes, one thread each."""
+    """What one of several processes encodes, decoding included, on a core of its own where there are as many."""
     torch.set_num_threads(1)
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[rank % len(cores)]})
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     vae = FrameSelectVAE.from_pretrained(demo_model(), subfolder="vae").eval()
