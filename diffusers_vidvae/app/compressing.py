@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from diffusers_vidvae.codec import CompressedVideo
@@ -121,8 +120,6 @@ def code(upload: UploadedClip, choice: Choice) -> CompressedVideo:
     """
     encoded = upload.encoded
     selection: dict[str, Any] = {"mode": choice.mode, "rate": choice.rate} if encoded.pipeline.selects_frames else {}
-    if choice.mode == "bernoulli":
-        selection = {"mode": choice.mode, "generator": torch.Generator().manual_seed(0)}
     return encoded.compress(quality=choice.quality, **selection)
 
 

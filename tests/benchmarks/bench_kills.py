@@ -27,30 +27,18 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from diffusers_vidvae import FrameSelectVAE
-from diffusers_vidvae.media import VideoWriter
-from diffusers_vidvae.training.config import DataConfig
-from diffusers_vidvae.training.data import EveryWindow
-from diffusers_vidvae.training.encoding import encode_dataset
-from diffusers_vidvae.training.latent_shards import LatentDataset
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from diffusers_vidvae import FrameSelectVAE  # noqa: E402
+from diffusers_vidvae.media import VideoWriter  # noqa: E402
+from diffusers_vidvae.training.config import DataConfig  # noqa: E402
+from diffusers_vidvae.training.data import EveryWindow  # noqa: E402
+from diffusers_vidvae.training.encoding import encode_dataset  # noqa: E402
+from diffusers_vidvae.training.latent_shards import LatentDataset  # noqa: E402
+from tests.training.conftest import TINY_VAE  # noqa: E402
 
 
-TINY = {
-    "sample_size": 16,
-    "patch_size": 8,
-    "latent_channels": 4,
-    "num_encoder_layers": 1,
-    "num_decoder_layers": 1,
-    "num_attention_heads": 2,
-    "attention_head_dim": 8,
-    "ff_inner_dim": 32,
-    "hidden_size": 16,
-    "max_num_frames": 8,
-    "clip_num_frames": 4,
-    "unpatch_channels": 1,
-    "refiner_channels": 2,
-    "refiner_levels": 1,
-}
 PROCESSES = (1, 2, 4)
 # Shards after which an attempt is killed at the latest, so that there is work for all of them.
 MOST_SHARDS = 3
@@ -73,7 +61,7 @@ def encode(source: Path, target: Path, rank: int, processes: int, port: int) -> 
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.manual_seed(0)
-    vae = FrameSelectVAE(**TINY).eval()
+    vae = FrameSelectVAE(**TINY_VAE).eval()
     data = DataConfig([str(source)], columns=["name"], procedural_share=0.0, num_frames=4, sample_size=16)
     windows = EveryWindow(data)
     encode_dataset(vae, windows, target, len(windows), 1, 1, Accelerator(cpu=True), webdataset=True)

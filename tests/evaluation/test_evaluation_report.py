@@ -13,8 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderTiny
-from tiny_autoencoders import frame_select_any_size
 
 from diffusers_vidvae import VideoCompressionPipeline
 from diffusers_vidvae.cli.app import run
@@ -35,18 +33,6 @@ SETTINGS = EvaluationSettings(
     top_k=(2,),
     codecs=("x264",),
 )
-
-
-@pytest.fixture(scope="module")
-def models():
-    torch.manual_seed(0)
-    tiny = AutoencoderTiny(
-        encoder_block_out_channels=(8,) * 4,
-        decoder_block_out_channels=(8,) * 4,
-        num_encoder_blocks=(1,) * 4,
-        num_decoder_blocks=(1,) * 4,
-    )
-    return {"selecting": frame_select_any_size().eval(), "<tiny>": tiny.eval()}
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from diffusers import AutoencoderTiny
-from tiny_autoencoders import frame_select, frame_select_any_size
+from tiny_autoencoders import frame_select
 
 from diffusers_vidvae.cli.app import run
 from diffusers_vidvae.evaluation import (
@@ -30,18 +28,6 @@ SETTINGS = GenerationSettings(
     num_frames=4, side=16, train_windows=16, held_out_windows=8, steps=4, batch_size=8, seeds=(0, 1), sampling_steps=2
 )
 READING = EvaluationSettings(rates=(1.0,), modes=("systematic",), quantizations=("bf16",), top_k=(), codecs=("x264",))
-
-
-@pytest.fixture(scope="module")
-def models():
-    torch.manual_seed(0)
-    tiny = AutoencoderTiny(
-        encoder_block_out_channels=(8,) * 4,
-        decoder_block_out_channels=(8,) * 4,
-        num_encoder_blocks=(1,) * 4,
-        num_decoder_blocks=(1,) * 4,
-    )
-    return {"selecting": frame_select_any_size().eval(), "<tiny>": tiny.eval()}
 
 
 @pytest.fixture(scope="module")
