@@ -185,17 +185,33 @@ class FactoredAttention(nn.Module, AttentionModuleMixin):
 
 
 class FactoredFeedForward(nn.Module):
-    """Linear, SiLU, Linear."""
+    r"""Linear, SiLU, Linear.
 
-    def __init__(self, dim: int, inner_dim: int):
+    Args:
+        dim: Width of the tokens.
+        inner_dim: Inner width.
+        convolution: Whether every inner channel also takes a 3x3 convolution over the frame's tokens before SiLU
+            (https://arxiv.org/abs/2105.15203); a new one adds nothing.
+    """
+
+    def __init__(self, dim: int, inner_dim: int, convolution: bool = False):
         super().__init__()
         self.linear_1 = nn.Linear(dim, inner_dim)
+        self.conv = (
+            nn.Conv2d(inner_dim, inner_dim, 3, padding=1, groups=inner_dim, bias=False) if convolution else None
+        )
+        if self.conv is not None:
+            nn.init.zeros_(self.conv.weight)
         self.linear_2 = nn.Linear(inner_dim, dim)
         nn.init.normal_(self.linear_2.weight, std=0.1 * inner_dim**-0.5)
         nn.init.zeros_(self.linear_2.bias)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.linear_2(F.silu(self.linear_1(hidden_states), inplace=not torch.is_grad_enabled()))
+    def forward(self, hidden_states: torch.Tensor, grid_size: tuple[int, int] | None = None) -> torch.Tensor:
+        states = self.linear_1(hidden_states)  # (B, T, N, inner_dim)
+        if self.conv is not None:
+            grid = states.flatten(0, 1).unflatten(1, grid_size).permute(0, 3, 1, 2)  # (B * T, inner_dim, h, w)
+            states = states + self.conv(grid).permute(0, 2, 3, 1).reshape(states.shape)
+        return self.linear_2(F.silu(states, inplace=not torch.is_grad_enabled()))
 
 
 class FactoredAttentionBlock(nn.Module):
@@ -209,6 +225,7 @@ class FactoredAttentionBlock(nn.Module):
         adaptive: Whether every sub-layer is shifted, scaled and gated by a modulation given to `forward`
             (adaLN-single, https://arxiv.org/abs/2310.00426); such a block starts as the identity.
         text_dim: Channels of text embeddings that tokens attend to after spatial attention; None for no text.
+        ff_convolution: Whether the spatial MLP sees the tokens around its own.
     """
 
     def __init__(
@@ -219,6 +236,7 @@ class FactoredAttentionBlock(nn.Module):
         ff_inner_dim: int,
         adaptive: bool = False,
         text_dim: int | None = None,
+        ff_convolution: bool = False,
     ):
         super().__init__()
         self.temporal_attn_norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=not adaptive)
@@ -231,7 +249,7 @@ class FactoredAttentionBlock(nn.Module):
         if text_dim is not None:
             self.text_attn = TextAttention(dim, num_attention_heads, attention_head_dim, text_dim)
         self.spatial_ff_norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=not adaptive)
-        self.spatial_ff = FactoredFeedForward(dim, ff_inner_dim)
+        self.spatial_ff = FactoredFeedForward(dim, ff_inner_dim, ff_convolution)
         self.scale_shift_table = nn.Parameter(torch.zeros(NUM_MODULATIONS, dim)) if adaptive else None
 
     def forward(
@@ -243,6 +261,7 @@ class FactoredAttentionBlock(nn.Module):
         modulation: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
+        grid_size: tuple[int, int] | None = None,
     ) -> torch.Tensor:
         r"""
         Args:
@@ -253,6 +272,7 @@ class FactoredAttentionBlock(nn.Module):
             modulation: `(batch, 12, dim)`, for an adaptive block.
             encoder_hidden_states: Text embeddings, `(batch, text_tokens, text_dim)`, for a block with text.
             encoder_attention_mask: Bool `(batch, text_tokens)`, False for padding.
+            grid_size: Rows and columns of the tokens, for a block with `ff_convolution`.
         """
         shifts, scales, gates = self._modulations(modulation)
         temporal_mask = None if frame_mask is None else frame_mask[:, None, None]  # (B, 1, 1, T)
@@ -271,7 +291,8 @@ class FactoredAttentionBlock(nn.Module):
         if self.text_attn is not None and encoder_hidden_states is not None:
             hidden_states = self.text_attn(hidden_states, encoder_hidden_states, encoder_attention_mask)
 
-        states = self.spatial_ff(_modulate(self.spatial_ff_norm(hidden_states), shifts[3], scales[3]))
+        states = _modulate(self.spatial_ff_norm(hidden_states), shifts[3], scales[3])
+        states = self.spatial_ff(states, grid_size)
         return _add_gated(hidden_states, states, gates[3])
 
     def _modulations(self, modulation: torch.Tensor | None) -> tuple:

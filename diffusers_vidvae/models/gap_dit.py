@@ -111,6 +111,27 @@ def share_noise(noise: torch.Tensor, shared: torch.Tensor, part: float) -> torch
     return (1 - part) ** 0.5 * noise + part**0.5 * shared
 
 
+def linear_velocity(
+    latents: torch.Tensor, sigma: torch.Tensor, variance: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    r"""What noisy Gaussian channels alone say of their velocity, after https://arxiv.org/abs/2206.00364.
+
+    Args:
+        latents: Noisy latents `(batch, channels, ...)`.
+        sigma: Noise levels `(batch,)`, in [0, 1].
+        variance: Of the clean channels, `(channels,)`.
+
+    Returns:
+        The best linear estimate of noise - data, of the latents' shape; the deviation of its error, and one over that
+        of the latents, both broadcastable to them.
+    """
+    sigma = sigma.view(-1, *[1] * (latents.ndim - 1)).float()
+    variance = variance.view(1, -1, *[1] * (latents.ndim - 2)).float()
+    total = sigma**2 + (1 - sigma) ** 2 * variance
+    estimate = (sigma - (1 - sigma) * variance) / total * latents
+    return estimate.to(latents.dtype), (variance / total).sqrt().to(latents.dtype), total.rsqrt().to(latents.dtype)
+
+
 def _last_slot(frame_mask: torch.Tensor) -> torch.Tensor:
     """True at the last real frame of each row of a left-aligned mask."""
     return frame_mask & ~F.pad(frame_mask[:, 1:], (0, 1))
@@ -134,6 +155,21 @@ class AdaptiveTimeEmbedding(nn.Module):
         """The embedding `(batch, dim)` of times and whatever else is given as `(batch, dim)`, and the modulation."""
         embedding = F.silu(self.mlp(self.frequencies(timestep).to(dtype)) + condition)  # (B, D)
         return embedding, self.modulation(embedding).unflatten(1, (NUM_MODULATIONS, -1))  # (B, 12, D)
+
+
+class PositionTable(nn.Module):
+    r"""A learned embedding of every place of a square of tokens, interpolated for other sizes."""
+
+    def __init__(self, size: int, hidden_size: int):
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(hidden_size, size, size))
+
+    def forward(self, height: int, width: int) -> torch.Tensor:
+        """Embeddings `(height * width, dim)`."""
+        table: torch.Tensor = self.table
+        if table.shape[1:] != (height, width):
+            table = F.interpolate(table[None], (height, width), mode="bilinear")[0]
+        return table.flatten(1).mT  # (N, D)
 
 
 class OutputNorm(nn.Module):
@@ -196,6 +232,12 @@ class GapDiT(
         latents_mean: Per-channel mean, over the training data, of latents that the autoencoder has normalised; for a
             model of other data than the autoencoder's statistics are of.
         latents_std: Per-channel standard deviation, likewise.
+        latents_variance: Variance of each channel of the normalised latents. The blocks then only learn what a channel
+            alone does not say of its velocity, see `linear_velocity`; None has them learn all of it.
+        input_context: Whether a token is made of the 3x3 latents around it instead of one.
+        absolute_positions: Whether tokens also know where in the frame they are, see `PositionTable`.
+        ff_convolution: Whether the MLPs over tokens see the 3x3 tokens around theirs, see `FactoredFeedForward`. Such
+            a model cannot be split by context parallelism.
     """
 
     _supports_gradient_checkpointing = True
@@ -209,12 +251,14 @@ class GapDiT(
         "time_embed",
         "proj_in",
         "proj_out",
+        "context",
+        "pos_embed",
         "gap_proj",
         "gap_pool",
         "gap_condition",
         "text_pool",
     ]
-    _cp_plan = {
+    _cp_plan: dict[str, Any] | None = {
         "spatial_rope": {
             0: ContextParallelInput(split_dim=0, expected_dims=2, split_output=True),
             1: ContextParallelInput(split_dim=0, expected_dims=2, split_output=True),
@@ -245,6 +289,10 @@ class GapDiT(
         frame_step: int = 1,
         latents_mean: list[float] | None = None,
         latents_std: list[float] | None = None,
+        latents_variance: list[float] | None = None,
+        input_context: bool = False,
+        absolute_positions: bool = False,
+        ff_convolution: bool = False,
     ):
         super().__init__()
         if time_embedding not in TIME_EMBEDDINGS:
@@ -257,9 +305,12 @@ class GapDiT(
             raise ValueError(f"`shared_noise` must be in [0, 1), got {shared_noise}.")
         if frame_step < 1:
             raise ValueError(f"`frame_step` must be at least 1, got {frame_step}.")
-        for name, values in (("latents_mean", latents_mean), ("latents_std", latents_std)):
+        statistics = {"latents_mean": latents_mean, "latents_std": latents_std, "latents_variance": latents_variance}
+        for name, values in statistics.items():
             if values is not None and len(values) != in_channels:
                 raise ValueError(f"`{name}` must have a number for each of the {in_channels} channels, got {values}.")
+        if latents_variance is not None and min(latents_variance) <= 0:
+            raise ValueError(f"`latents_variance` must be positive, got {min(latents_variance)}.")
         adaptive = time_embedding == "adaptive"
         self.num_gap_channels = NUM_GAP_CHANNELS if gap_mode == "flow" else 0
         channels = in_channels + self.num_gap_channels
@@ -267,11 +318,19 @@ class GapDiT(
         self.temporal_rope = RotaryEmbedding(attention_head_dim)
         self.spatial_rope = RotaryEmbedding(attention_head_dim, rope_type)
         self.proj_in = nn.Linear(channels, hidden_size)
+        self.context = nn.Conv2d(channels, hidden_size, 3, padding=1, bias=False) if input_context else None
+        self.pos_embed = PositionTable(sample_size, hidden_size) if absolute_positions else None
         self.time_proj = None if adaptive else nn.Linear(1, hidden_size)
         self.time_embed = AdaptiveTimeEmbedding(hidden_size) if adaptive else None
         self.transformer_blocks = nn.ModuleList(
             FactoredAttentionBlock(
-                hidden_size, num_attention_heads, attention_head_dim, ff_inner_dim, adaptive, text_dim
+                hidden_size,
+                num_attention_heads,
+                attention_head_dim,
+                ff_inner_dim,
+                adaptive,
+                text_dim,
+                ff_convolution,
             )
             for _ in range(num_layers)
         )
@@ -290,6 +349,10 @@ class GapDiT(
                 nn.init.zeros_(projection.weight)
                 if projection.bias is not None:
                     nn.init.zeros_(projection.bias)
+        if self.context is not None:
+            nn.init.zeros_(self.context.weight)
+        if ff_convolution:
+            self._cp_plan = None
         self.gradient_checkpointing = False
 
     def enable_cache(self, config: Any) -> None:
@@ -353,7 +416,8 @@ class GapDiT(
         temporal_rotary_emb = self.temporal_rope(1, num_frames, hidden_states.device)
         spatial_rotary_emb = self.spatial_rope(height, width, hidden_states.device)
 
-        tokens = self.proj_in(hidden_states.flatten(3).permute(0, 2, 3, 1).contiguous())  # (B, K, N, D)
+        latents, estimate, deviation = self._precondition(hidden_states, timestep / 1000)  # 2 x (B, C, K, h, w)
+        tokens = self._embed_latents(latents)  # (B, K, N, D)
         if self.gap_condition is not None and known_gaps is not None:
             tokens = tokens + self._embed_gaps(known_gaps, known_gaps_mask).to(tokens.dtype)
         pooled_text = self._pool_text(encoder_hidden_states, encoder_attention_mask)  # (B, D) or 0
@@ -365,11 +429,13 @@ class GapDiT(
         if self.time_embed is not None:
             time_embedding, modulation = self.time_embed(timestep, tokens.dtype, pooled_text)  # (B, D), (B, 12, D)
 
-        conditions = (frame_mask, modulation, encoder_hidden_states, encoder_attention_mask)
+        conditions = (frame_mask, modulation, encoder_hidden_states, encoder_attention_mask, (height, width))
         tokens = run_blocks(self, tokens, temporal_rotary_emb, spatial_rotary_emb, *conditions)
 
         tokens = self.norm_out(tokens, time_embedding)  # (B, K, N, D)
         velocity = self.proj_out(tokens).permute(0, 3, 1, 2)  # (B, C, K, N)
+        if estimate is not None and deviation is not None:
+            velocity = torch.addcmul(estimate.flatten(3), deviation.flatten(3), velocity)
         if self.gap_proj is not None and self.gap_pool is not None:
             gaps, tail = self.gap_pool(self.gap_proj(tokens).squeeze(-1)).squeeze(-1).float(), None  # (B, K)
         else:
@@ -380,6 +446,25 @@ class GapDiT(
         if not return_dict:
             return (sample, gaps) if tail is None else (sample, gaps, tail)
         return GapDiTOutput(sample=sample, gaps=gaps, tail=tail)
+
+    def _precondition(
+        self, latents: torch.Tensor, sigma: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Latents of unit variance, and velocity that follows from channels alone with the deviation of its error."""
+        if self.config.latents_variance is None:
+            return latents, None, None
+        # Gap channels are normalised.
+        variance = latents.new_tensor([*self.config.latents_variance, *[1.0] * self.num_gap_channels])
+        estimate, deviation, scale = linear_velocity(latents, sigma, variance)
+        return latents * scale, estimate, deviation
+
+    def _embed_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Tokens `(batch, kept, tokens, dim)` of `(batch, channels, kept, height, width)`."""
+        tokens = self.proj_in(latents.flatten(3).permute(0, 2, 3, 1).contiguous())
+        if self.context is not None:
+            frames = self.context(latents.transpose(1, 2).flatten(0, 1))  # (B * K, D, h, w)
+            tokens = tokens + frames.flatten(2).mT.unflatten(0, tokens.shape[:2])
+        return tokens if self.pos_embed is None else tokens + self.pos_embed(*latents.shape[3:])
 
     def _embed_gaps(self, known_gaps: torch.Tensor, known_gaps_mask: torch.Tensor | None) -> torch.Tensor:
         """What is known of the gaps of each frame, `(batch, kept, 1, dim)`."""

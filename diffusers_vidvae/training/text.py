@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import nn
 from torch.utils.data import Dataset, Sampler
 from tqdm.auto import tqdm
 from transformers import (
@@ -44,6 +45,9 @@ from .latent_shards import LatentDataset
 NEW_ENCODER = "new"
 
 TEXT_ENCODERS: dict[str, Any] = {"clip": CLIPTextModel, "clip_text_model": CLIPTextModel, "t5": T5EncoderModel}
+
+# Of new position embeddings, beside word embeddings of deviation 1.
+POSITION_STD = 0.3
 
 SPECIAL_TOKENS = ("<pad>", "<unk>", "<s>", "</s>")
 
@@ -115,8 +119,12 @@ def word_tokenizer(captions: Iterable[str], max_tokens: int) -> PreTrainedTokeni
 
 
 def new_text_encoder(tokenizer: PreTrainedTokenizerBase, config: TextConfig) -> CLIPTextModel:
-    """A small text encoder in the form of CLIP's, with new weights."""
-    return CLIPTextModel(
+    r"""A small text encoder in the form of CLIP's, with new weights.
+
+    It starts as the words alone, in embeddings of deviation 1: steps of a usual learning rate turn those of CLIP's
+    initial size, .02, into others before a model has learned what they mean.
+    """
+    encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=config.hidden_size,
@@ -130,6 +138,13 @@ def new_text_encoder(tokenizer: PreTrainedTokenizerBase, config: TextConfig) -> 
             eos_token_id=tokenizer.eos_token_id,
         )
     )
+    weights = dict(encoder.named_parameters())
+    nn.init.normal_(weights["embeddings.token_embedding.weight"])
+    nn.init.normal_(weights["embeddings.position_embedding.weight"], std=POSITION_STD)
+    for name, weight in weights.items():
+        if name.endswith(("out_proj.weight", "fc2.weight")):
+            nn.init.zeros_(weight)
+    return encoder
 
 
 def load_text_encoder(config: TextConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -20,7 +20,7 @@ of a share of the clips.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -81,6 +81,7 @@ class LatentsConfig:
             turns always mean the same.
         pixel_metric: Whether a new model scales channels by what they do to pixels, which then show noise equally
             strong in all of them: colours and places are decided first, details last, and weigh as much as they show.
+        precondition: Whether a new model knows the variance of each channel, its `latents_variance`.
         sorted_batches: Batches that are sorted together by the number of kept frames and then padded only up to the
             longest of their clips; 1 takes clips in any order and pads all to `max_kept`.
     """
@@ -95,6 +96,7 @@ class LatentsConfig:
     single_frame_phase: float = 0.0
     frame_step: int = 1
     pixel_metric: bool = False
+    precondition: bool = False
     sorted_batches: int = 1
 
     def __post_init__(self) -> None:
@@ -274,7 +276,7 @@ def draw_packed_frames(
     probs, candidates = batch["keep_probs"][:, every], frame_mask[:, every]
     keep_mask = torch.zeros_like(frame_mask)
     if options.num_kept:
-        rng = numpy_generator(config.run.seed, int(batch["draw"][0]), 8)
+        rng = numpy_generator(config.run.seed, batch_number(batch["draw"]), 8)
         is_single = rng.random() < 7 / 8 and progress < options.single_frame_phase
         count = 1 if is_single else min(int(rng.choice(options.num_kept)), int(candidates.sum(dim=1).min()))
         keep_mask[:, every] = vae.select_frames(probs, candidates, num_frames=count, generator=generators)
@@ -283,6 +285,12 @@ def draw_packed_frames(
     packed = vae.pack_frames(latents, keep_mask, frame_mask)
     is_even = options.sorted_batches > 1 or options.num_kept
     return packed if is_even else pad_packed(packed, options.max_kept)
+
+
+def batch_number(draws: torch.Tensor) -> int:
+    """Which batch draws are of, the same for all processes that share it: none then waits for another's frames."""
+    num_processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    return int(draws[0]) // (len(draws) * num_processes)
 
 
 def select_up_to(
@@ -342,9 +350,7 @@ def pixel_statistics(
     Divided so, equal changes of channels change pixels equally, and the mean square of all channels is 1.
     """
     packed = list(some_packed_frames(vae, dataset, config))
-    values = torch.cat(
-        [vae.normalize_latents(clip.latents).transpose(0, 1)[:, clip.mask].flatten(1) for clip in packed], 1
-    )
+    values = kept_values(vae, packed)
     squares = torch.stack([squared_gains(vae, clip) for clip in packed[:probed_clips]]).mean(dim=0)
     gains = squares.sqrt().clamp(min=1e-6)
     scale = (gains * values.std(dim=1)).square().mean().sqrt()
@@ -374,7 +380,25 @@ def model_arguments(
         arguments["gap_log_mean"], arguments["gap_log_std"] = gap_statistics(vae, dataset, config)
     if config.latents.pixel_metric and "latents_mean" not in arguments:
         arguments["latents_mean"], arguments["latents_std"] = pixel_statistics(vae, dataset, config)
+    if config.latents.precondition and "latents_variance" not in arguments:
+        arguments["latents_variance"] = channel_variances(vae, dataset, config, arguments.get("latents_std"))
     return arguments
+
+
+def channel_variances(
+    vae: FrameSelectVAE, dataset: LatentDataset, config: TrainGapDiTConfig, latents_std: list[float] | None = None
+) -> list[float]:
+    """Variance of each channel of kept latents that the autoencoder and then a model have normalised."""
+    values = kept_values(vae, some_packed_frames(vae, dataset, config))
+    deviations = values.std(dim=1) / torch.tensor(latents_std or [1.0])
+    return deviations.square().clamp(min=1e-6).tolist()
+
+
+def kept_values(vae: FrameSelectVAE, clips: Iterable[PackedFrames]) -> torch.Tensor:
+    """Latents of kept frames that the autoencoder has normalised, `(latent_channels, values)`."""
+    return torch.cat(
+        [vae.normalize_latents(clip.latents).transpose(0, 1)[:, clip.mask].flatten(1) for clip in clips], dim=1
+    )
 
 
 def prepare_latents(config: TrainGapDiTConfig, vae: FrameSelectVAE) -> LatentDataset:

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusers_vidvae import GapDiT
-from diffusers_vidvae.models.gap_dit import channels_to_gaps, gaps_to_channels
+from diffusers_vidvae.models.factored_attention import FactoredFeedForward
+from diffusers_vidvae.models.gap_dit import PositionTable, channels_to_gaps, gaps_to_channels
 
 
 TINY_CONFIG = {
@@ -27,7 +28,19 @@ FLOW_CONFIG = {
     "gap_log_mean": 0.9,
     "gap_log_std": 0.6,
 }
-CONFIGS = [pytest.param(TINY_CONFIG, id="published"), pytest.param(FLOW_CONFIG, id="flow")]
+# What helps small models: all that blocks would otherwise learn of single channels and of places.
+GUIDED_CONFIG = {
+    **FLOW_CONFIG,
+    "latents_variance": [9.0, 2.0, 0.5, 0.2, 0.05, 0.01],
+    "input_context": True,
+    "absolute_positions": True,
+    "ff_convolution": True,
+}
+CONFIGS = [
+    pytest.param(TINY_CONFIG, id="published"),
+    pytest.param(FLOW_CONFIG, id="flow"),
+    pytest.param(GUIDED_CONFIG, id="guided"),
+]
 
 
 def make_model(config: dict, **changes) -> GapDiT:
@@ -153,6 +166,61 @@ def test_a_flow_model_takes_any_size():
 
 
 @torch.no_grad()
+@torch.no_grad()
+@pytest.mark.parametrize("option", ["latents_variance", "input_context", "absolute_positions", "ff_convolution"])
+def test_every_option_for_small_models_does_something(option):
+    inputs = make_inputs(make_model(GUIDED_CONFIG))
+    without = make_model(GUIDED_CONFIG, **{option: None if option == "latents_variance" else False})
+    state = make_model(GUIDED_CONFIG).state_dict()
+    without.load_state_dict({name: state[name] for name in without.state_dict()})
+    difference = without(**inputs).sample - make_model(GUIDED_CONFIG)(**inputs).sample
+    assert difference.abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_a_model_that_knows_variances_starts_as_the_best_linear_estimate():
+    variance = torch.tensor([*GUIDED_CONFIG["latents_variance"], 1.0, 1.0])
+    model = GapDiT(**GUIDED_CONFIG)
+    model.proj_out.weight.zero_()
+    model.proj_out.bias.zero_()
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randn(256, 8, 4, 4, 4, generator=generator) * variance.sqrt()[None, :, None, None, None]
+    noise = torch.randn(data.shape, generator=generator)
+    for sigma in (0.1, 0.5, 0.9):
+        noisy = sigma * noise + (1 - sigma) * data
+        error = (model(noisy, 1000 * sigma).sample - (noise - data))[:, :6].square().mean(dim=(0, 2, 3, 4))
+        expected = variance / (sigma**2 + (1 - sigma) ** 2 * variance)  # what the best linear estimate leaves
+        torch.testing.assert_close(error, expected[:6], rtol=0.06, atol=0)
+
+
+@torch.no_grad()
+def test_positions_are_interpolated_for_other_sizes():
+    table = PositionTable(4, 8)
+    torch.nn.init.normal_(table.table)
+    assert torch.equal(table(4, 4), table.table.flatten(1).mT)
+    assert table(2, 6).shape == (12, 8)
+    table.table[:] = 3.0
+    torch.testing.assert_close(table(5, 7), torch.full((35, 8), 3.0))
+
+
+@torch.no_grad()
+def test_an_mlp_with_convolution_sees_its_neighbours_and_no_more():
+    feed_forward = FactoredFeedForward(8, 16, convolution=True).eval()
+    tokens = torch.randn(1, 2, 20, 8)  # 4 rows of 5
+    plain = feed_forward(tokens, (4, 5))
+    torch.nn.init.normal_(feed_forward.conv.weight)
+    before = feed_forward(tokens, (4, 5))
+    assert not torch.allclose(before, plain)
+    tokens[0, 0, 0] += 1
+    changed = (feed_forward(tokens, (4, 5)) != before).any(dim=-1)
+    assert changed.nonzero().tolist() == [[0, 0, place] for place in (0, 1, 5, 6)]
+
+
+def test_a_model_with_convolutions_is_not_split_over_tokens():
+    assert GapDiT(**GUIDED_CONFIG)._cp_plan is None
+    assert GapDiT(**FLOW_CONFIG)._cp_plan
+
+
 def test_blocks_of_a_fresh_adaptive_model_are_the_identity():
     model = GapDiT(**FLOW_CONFIG)
     seen = []
@@ -193,6 +261,8 @@ def test_gradient_checkpointing_gives_the_same_gradients(config):
         ({"gap_mode": "none"}, r"`gap_mode` must be one of \('regression', 'flow'\), got 'none'"),
         ({"rope_type": "spiral"}, r"`rope_type` must be one of \('raster', 'axial'\), got 'spiral'"),
         ({"gap_log_std": 0.0}, "`gap_log_std` must be positive, got 0.0"),
+        ({"latents_variance": [1.0, 2.0]}, "`latents_variance` must have a number for each of the 6 channels"),
+        ({"latents_variance": [1.0, 2.0, 1.0, 0.0, 1.0, 1.0]}, "`latents_variance` must be positive, got 0.0"),
     ],
 )
 def test_bad_configurations_are_refused(changes, message):
