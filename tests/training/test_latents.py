@@ -122,7 +122,13 @@ def test_batches_of_one_count_of_frames_a_step_apart_in_channels_scaled_by_pixel
     vae.register_to_config(latents_mean=[1.0] * 4, latents_std=[2.0] * 4)
     vae.save_pretrained(tmp_path / "vae")
     latents = {"vae": str(tmp_path / "vae"), "folder": str(tmp_path / "latents"), "num_clips": 8, "max_kept": 2}
-    latents |= {"num_kept": [1, 2], "frame_step": 2, "single_frame_phase": 0.5, "pixel_metric": True}
+    latents |= {
+        "num_kept": [1, 2],
+        "frame_step": 2,
+        "single_frame_phase": 0.5,
+        "pixel_metric": True,
+        "precondition": True,
+    }
     path = write_config(TINY_DIT, latents=latents)
     config = load_config(TrainGapDiTConfig, path)
     dataset = prepare_latents(config, vae)
@@ -143,8 +149,10 @@ def test_batches_of_one_count_of_frames_a_step_apart_in_channels_scaled_by_pixel
     gains = torch.stack([train_gap_dit.squared_gains(vae, packed) for packed in late]).mean(dim=0).sqrt()
     shown = gains * torch.tensor(model.config.latents_std)
     torch.testing.assert_close(shown, shown.mean().expand(4), rtol=0.2, atol=0)
-    values = torch.cat([model.normalize_latents(vae.normalize_latents(packed.latents)).flatten() for packed in late])
-    assert 0.7 < float(values.square().mean().sqrt()) < 1.3
+    values = [model.normalize_latents(vae.normalize_latents(packed.latents)).transpose(0, 1) for packed in late]
+    channels = torch.cat([value.flatten(1) for value in values], dim=1)
+    assert 0.7 < float(channels.square().mean().sqrt()) < 1.3
+    torch.testing.assert_close(torch.tensor(model.config.latents_variance), channels.var(dim=1), rtol=0.5, atol=0)
     with pytest.raises(ValueError, match=r"`latents.num_kept` must be in \[1, 2\], got 3"):
         load_config(TrainGapDiTConfig, path, ["latents.num_kept=[3]"])
     with pytest.raises(ValueError, match="`latents.single_frame_phase` needs `latents.num_kept`"):

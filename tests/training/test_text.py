@@ -76,6 +76,19 @@ def test_the_usual_new_text_encoder_has_160_thousand_parameters():
     assert sum(parameter.numel() for parameter in encoder.parameters()) == pytest.approx(160_000, rel=0.05)
 
 
+@torch.no_grad()
+def test_a_new_text_encoder_starts_as_its_words():
+    tokenizer = word_tokenizer(["a red disc on a blue background"], 16)
+    encoder = new_text_encoder(tokenizer, TextConfig(encoder="new")).eval()
+    texts = ["a red disc on a blue background", "a blue disc on a red background"]
+    ids = tokenizer(texts, return_tensors="pt").input_ids
+    first, second = encoder(ids)[0]
+    same = ids[0] == ids[1]
+    torch.testing.assert_close(first[same], second[same])
+    distances = (first[~same] - second[~same]).square().mean(dim=1)
+    assert (distances > 1).all()  # of embeddings of variance 1
+
+
 def test_a_share_of_the_clips_goes_without_caption(latents):
     tokenizer = word_tokenizer(captions_of(latents), 32)
     dataset = CaptionedLatents(latents, tokenizer, TextConfig(dropout=0.5), seed=0)

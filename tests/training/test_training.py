@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -39,10 +40,12 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model" / "diffusion_pytorch_model.safetensors")
 
 
-def distributed(config: Path, processes: int, strategy: str = "ddp") -> None:
+def distributed(
+    config: Path, processes: int, strategy: str = "ddp", script: ModuleType = train_frame_select_vae
+) -> None:
     """Trains on several processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-    command += ["-m", "diffusers_vidvae.training.train_frame_select_vae", "--config", str(config)]
+    command += ["-m", script.__name__, "--config", str(config)]
     environment = ENVIRONMENT | (FSDP if strategy == "fsdp" else {})
     result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -239,6 +242,21 @@ def test_two_processes_have_the_loss_of_one(write_config, tmp_path, strategy):
     expected = weights(tmp_path / "one")
     for name, value in weights(tmp_path / "two").items():
         torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_processes_train_on_the_same_number_of_frames_at_a_time(write_config, tmp_path):
+    FrameSelectVAE(**TINY_VAE).save_pretrained(tmp_path / "vae")
+    latents = {"vae": str(tmp_path / "vae"), "folder": str(tmp_path / "latents"), "num_clips": 16}
+    latents |= {"max_kept": 4, "num_kept": [1, 2, 3, 4]}
+    train_gap_dit.main(write_config(TINY_DIT, "one", run={"batch_size": 4, "max_steps": 6}, latents=latents))
+    two = write_config(TINY_DIT, "two", run={"batch_size": 2, "max_steps": 6}, latents=latents)
+    distributed(two, 2, script=train_gap_dit)
+    logs = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("one", "two")]
+    lines = [[line for line in map(json.loads, log) if line["split"] == "train"] for log in logs]
+    assert [line["kept"] for line in lines[0]] == [line["kept"] for line in lines[1]]
+    assert all(line["kept"] in (1, 2, 3, 4) for line in lines[0]) and len({line["kept"] for line in lines[0]}) > 1
+    assert [line["loss"] for line in lines[0]] == pytest.approx([line["loss"] for line in lines[1]], rel=1e-4)
 
 
 @pytest.mark.slow
