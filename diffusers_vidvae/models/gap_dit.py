@@ -172,6 +172,25 @@ class PositionTable(nn.Module):
         return table.flatten(1).mT  # (N, D)
 
 
+class FrameTable(nn.Module):
+    r"""Learned embeddings of how many latent frames come before and after each.
+
+    Attention over frames rotates by distances only: without these, no frame knows that it is the first.
+    """
+
+    def __init__(self, max_num_frames: int, hidden_size: int):
+        super().__init__()
+        self.before = nn.Parameter(torch.zeros(max_num_frames, hidden_size))
+        self.after = nn.Parameter(torch.zeros(max_num_frames, hidden_size))
+
+    def forward(self, num_frames: int, frame_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Embeddings `(batch or 1, kept, 1, dim)`."""
+        index = torch.arange(num_frames, device=self.before.device)
+        counts = num_frames if frame_mask is None else frame_mask.sum(dim=1, keepdim=True)
+        after = (counts - 1 - index).clamp(min=0)  # (K,) or (B, K)
+        return (self.before[index] + self.after[after]).view(-1, num_frames, 1, self.before.shape[1])
+
+
 class OutputNorm(nn.Module):
     r"""Layer norm shifted and scaled by the time embedding; passes tokens through in a model that is not adaptive.
 
@@ -235,7 +254,8 @@ class GapDiT(
         latents_variance: Variance of each channel of the normalised latents. The blocks then only learn what a channel
             alone does not say of its velocity, see `linear_velocity`; None has them learn all of it.
         input_context: Whether a token is made of the 3x3 latents around it instead of one.
-        absolute_positions: Whether tokens also know where in the frame they are, see `PositionTable`.
+        absolute_positions: Whether tokens also know where in frame and clip they are, see `PositionTable` and
+            `FrameTable`.
         ff_convolution: Whether the MLPs over tokens see the 3x3 tokens around theirs, see `FactoredFeedForward`. Such
             a model cannot be split by context parallelism.
     """
@@ -253,6 +273,7 @@ class GapDiT(
         "proj_out",
         "context",
         "pos_embed",
+        "frame_embed",
         "gap_proj",
         "gap_pool",
         "gap_condition",
@@ -320,6 +341,7 @@ class GapDiT(
         self.proj_in = nn.Linear(channels, hidden_size)
         self.context = nn.Conv2d(channels, hidden_size, 3, padding=1, bias=False) if input_context else None
         self.pos_embed = PositionTable(sample_size, hidden_size) if absolute_positions else None
+        self.frame_embed = FrameTable(max_num_frames, hidden_size) if absolute_positions else None
         self.time_proj = None if adaptive else nn.Linear(1, hidden_size)
         self.time_embed = AdaptiveTimeEmbedding(hidden_size) if adaptive else None
         self.transformer_blocks = nn.ModuleList(
@@ -417,7 +439,7 @@ class GapDiT(
         spatial_rotary_emb = self.spatial_rope(height, width, hidden_states.device)
 
         latents, estimate, deviation = self._precondition(hidden_states, timestep / 1000)  # 2 x (B, C, K, h, w)
-        tokens = self._embed_latents(latents)  # (B, K, N, D)
+        tokens = self._embed_latents(latents, frame_mask)  # (B, K, N, D)
         if self.gap_condition is not None and known_gaps is not None:
             tokens = tokens + self._embed_gaps(known_gaps, known_gaps_mask).to(tokens.dtype)
         pooled_text = self._pool_text(encoder_hidden_states, encoder_attention_mask)  # (B, D) or 0
@@ -458,13 +480,15 @@ class GapDiT(
         estimate, deviation, scale = linear_velocity(latents, sigma, variance)
         return latents * scale, estimate, deviation
 
-    def _embed_latents(self, latents: torch.Tensor) -> torch.Tensor:
+    def _embed_latents(self, latents: torch.Tensor, frame_mask: torch.Tensor | None) -> torch.Tensor:
         """Tokens `(batch, kept, tokens, dim)` of `(batch, channels, kept, height, width)`."""
         tokens = self.proj_in(latents.flatten(3).permute(0, 2, 3, 1).contiguous())
         if self.context is not None:
             frames = self.context(latents.transpose(1, 2).flatten(0, 1))  # (B * K, D, h, w)
             tokens = tokens + frames.flatten(2).mT.unflatten(0, tokens.shape[:2])
-        return tokens if self.pos_embed is None else tokens + self.pos_embed(*latents.shape[3:])
+        if self.pos_embed is not None and self.frame_embed is not None:
+            tokens = tokens + self.pos_embed(*latents.shape[3:]) + self.frame_embed(latents.shape[2], frame_mask)
+        return tokens
 
     def _embed_gaps(self, known_gaps: torch.Tensor, known_gaps_mask: torch.Tensor | None) -> torch.Tensor:
         """What is known of the gaps of each frame, `(batch, kept, 1, dim)`."""

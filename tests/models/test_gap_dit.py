@@ -204,6 +204,16 @@ def test_positions_are_interpolated_for_other_sizes():
 
 
 @torch.no_grad()
+def test_only_a_model_of_absolute_positions_knows_the_first_of_equal_frames_from_the_last():
+    for config, differ in ((FLOW_CONFIG, False), (GUIDED_CONFIG, True)):
+        model = make_model(config)
+        inputs = make_inputs(model, kept=1)
+        inputs["hidden_states"] = inputs["hidden_states"].expand(-1, -1, 4, -1, -1)
+        frames = model(**inputs).sample.unbind(2)
+        assert all(torch.allclose(frame, frames[0], atol=1e-5) != differ for frame in frames[1:])
+
+
+@torch.no_grad()
 def test_an_mlp_with_convolution_sees_its_neighbours_and_no_more():
     feed_forward = FactoredFeedForward(8, 16, convolution=True).eval()
     tokens = torch.randn(1, 2, 20, 8)  # 4 rows of 5
