@@ -184,7 +184,7 @@ class GapDiTObjective(Objective):
         return cast(FrameSelectVAE, self.frozen[0])
 
     def forward(self, batch: Batch, progress: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        packed = draw_packed_frames(self.vae, batch, self.config, progress)
+        packed = draw_packed_frames(self.vae, batch, self.config, progress, batch_number(batch["draw"]))
         channels, mask = packed.latents.shape[1], packed.mask
         data = self.clean_state(packed)  # (B, C, K, h, w)
         noise, sigma = self.noise(data, batch["draw"], channels)
@@ -266,9 +266,12 @@ def losses_by_level(losses: torch.Tensor, sigma: torch.Tensor) -> dict[str, torc
 
 
 def draw_packed_frames(
-    vae: FrameSelectVAE, batch: Batch, config: TrainGapDiTConfig, progress: float = 1.0
+    vae: FrameSelectVAE, batch: Batch, config: TrainGapDiTConfig, progress: float = 1.0, number: int | None = None
 ) -> PackedFrames:
-    """Latents drawn from the posteriors of a batch, of frames drawn to be kept, as `PackedFrames`."""
+    """Latents drawn from the posteriors of a batch, of frames drawn to be kept, as `PackedFrames`.
+
+    Batches of one number, by default that of their first draw, keep as many frames as each other.
+    """
     options, frame_mask = config.latents, batch["frame_mask"]
     generators = torch_generators(config.run.seed, batch["draw"], stream=2)
     latents = draw_latents(batch["mean"], batch["std"], generators)
@@ -276,7 +279,8 @@ def draw_packed_frames(
     probs, candidates = batch["keep_probs"][:, every], frame_mask[:, every]
     keep_mask = torch.zeros_like(frame_mask)
     if options.num_kept:
-        rng = numpy_generator(config.run.seed, batch_number(batch["draw"]), 8)
+        number = int(batch["draw"][0]) if number is None else number
+        rng = numpy_generator(config.run.seed, number, 8)
         is_single = rng.random() < 7 / 8 and progress < options.single_frame_phase
         count = 1 if is_single else min(int(rng.choice(options.num_kept)), int(candidates.sum(dim=1).min()))
         keep_mask[:, every] = vae.select_frames(probs, candidates, num_frames=count, generator=generators)
