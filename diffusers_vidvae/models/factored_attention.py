@@ -305,6 +305,21 @@ class FactoredAttentionBlock(nn.Module):
         return values[0:4], values[4:8], values[8:12]
 
 
+def embed_latents(latents: torch.Tensor, proj_in: nn.Linear, context: nn.Conv2d | None) -> torch.Tensor:
+    r"""Tokens `(batch, frames, tokens, dim)` of `(batch, channels, frames, height, width)`.
+
+    Args:
+        latents: The latents.
+        proj_in: Makes a token of one latent.
+        context: Adds what the latents around it say; None for nothing.
+    """
+    tokens = proj_in(latents.flatten(3).permute(0, 2, 3, 1).contiguous())  # (B, T, N, D)
+    if context is None:
+        return tokens
+    frames = context(latents.transpose(1, 2).flatten(0, 1))  # (B * T, D, h, w)
+    return tokens + frames.flatten(2).mT.unflatten(0, tokens.shape[:2])
+
+
 def run_blocks(model: Any, hidden_states: torch.Tensor, *arguments: Any) -> torch.Tensor:
     r"""Runs tokens `(batch, frames, tokens, dim)` through `model.transformer_blocks`, checkpointed if asked for.
 

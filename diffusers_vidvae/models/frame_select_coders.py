@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .clip_windows import stack_padded
-from .factored_attention import FactoredAttentionBlock, run_blocks
+from .factored_attention import FactoredAttentionBlock, embed_latents, run_blocks
 from .frame_fill import ChannelCycle, TemporalFilter, clip_lengths
 from .refiner import Refiner
 
@@ -236,10 +236,7 @@ class FrameSelectDecoder(nn.Module):
         frame_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         height, width = latents.shape[3:]
-        tokens = self.proj_in(latents.flatten(3).permute(0, 2, 3, 1).contiguous())  # (B, T, N, D)
-        if self.context is not None:
-            frames = self.context(latents.transpose(1, 2).flatten(0, 1))  # (B * T, D, h, w)
-            tokens = tokens + frames.flatten(2).mT.unflatten(0, tokens.shape[:2])
+        tokens = embed_latents(latents, self.proj_in, self.context)  # (B, T, N, D)
         tokens = run_blocks(self, tokens, temporal_rotary_emb, spatial_rotary_emb, frame_mask)
 
         if frame_mask is None:

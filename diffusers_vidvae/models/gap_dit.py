@@ -22,7 +22,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput, apply_lora_scale
 from torch import nn
 
-from .factored_attention import NUM_MODULATIONS, FactoredAttentionBlock, RotaryEmbedding, run_blocks
+from .factored_attention import NUM_MODULATIONS, FactoredAttentionBlock, RotaryEmbedding, embed_latents, run_blocks
 from .latent_normalization import LatentNormalizationMixin
 from .single_file import SingleFileMixin
 
@@ -482,10 +482,7 @@ class GapDiT(
 
     def _embed_latents(self, latents: torch.Tensor, frame_mask: torch.Tensor | None) -> torch.Tensor:
         """Tokens `(batch, kept, tokens, dim)` of `(batch, channels, kept, height, width)`."""
-        tokens = self.proj_in(latents.flatten(3).permute(0, 2, 3, 1).contiguous())
-        if self.context is not None:
-            frames = self.context(latents.transpose(1, 2).flatten(0, 1))  # (B * K, D, h, w)
-            tokens = tokens + frames.flatten(2).mT.unflatten(0, tokens.shape[:2])
+        tokens = embed_latents(latents, self.proj_in, self.context)
         if self.pos_embed is not None and self.frame_embed is not None:
             tokens = tokens + self.pos_embed(*latents.shape[3:]) + self.frame_embed(latents.shape[2], frame_mask)
         return tokens

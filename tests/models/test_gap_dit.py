@@ -166,7 +166,6 @@ def test_a_flow_model_takes_any_size():
 
 
 @torch.no_grad()
-@torch.no_grad()
 @pytest.mark.parametrize("option", ["latents_variance", "input_context", "absolute_positions", "ff_convolution"])
 def test_every_option_for_small_models_does_something(option):
     inputs = make_inputs(make_model(GUIDED_CONFIG))
@@ -231,6 +230,7 @@ def test_a_model_with_convolutions_is_not_split_over_tokens():
     assert GapDiT(**FLOW_CONFIG)._cp_plan
 
 
+@torch.no_grad()
 def test_blocks_of_a_fresh_adaptive_model_are_the_identity():
     model = GapDiT(**FLOW_CONFIG)
     seen = []
